@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: MIT
+# `make demo` and `make test` need python >= 3.10, make and a C++ compiler; nothing else.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+NATIVE := $(wildcard csrc/*.* csrc/*/*.*) setup.py tools/native_build.py
+
+.PHONY: demo test slow lint types format gpu-check doctor clean
+
+demo: $(READY)
+	$(BIN)/ocnet demo
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+slow: $(READY)
+	$(BIN)/python -m pytest --slow
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh' 'tests/*.h' 'tests/*.cpp' \
+	  | xargs $(BIN)/clang-format --dry-run --Werror
+
+types: $(READY)
+	$(BIN)/mypy
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh' 'tests/*.h' 'tests/*.cpp' \
+	  | xargs $(BIN)/clang-format -i
+
+doctor: $(READY)
+	$(BIN)/ocnet doctor
+
+# On a machine with a GPU, in an environment that has ocnet installed: every test marked gpu, then the
+# benchmarks. PYTHON names that environment's interpreter; rows go to benchmarks/results/.
+gpu-check:
+	$(PYTHON) -m pytest -m gpu --require-gpu
+	$(PYTHON) -m benchmarks.run --device cuda
+
+# torch first, so that the extensions are built against the headers of the torch they will run with.
+$(READY): pyproject.toml constraints.txt $(NATIVE)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -c constraints.txt torch
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
+	touch $(READY)
+
+clean:
+	rm -rf build $(VENV) ocnet/_C_*.so
