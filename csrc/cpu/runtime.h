@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: MIT
+// Memory and threads, from torch.
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include "matrix.h"
+
+#if defined(__x86_64__)
+#include <xmmintrin.h>
+#endif
+
+namespace ocnet::cpu {
+namespace {  // one file includes this
+
+// Uninitialised memory from torch's allocator (64-byte aligned, seen by its profiler), freed with the object.
+template <typename T>
+class Buffer {
+ public:
+  Buffer(const torch::stable::Tensor& like, int64_t count)
+      : tensor_(torch::stable::new_empty(like, {count},
+                                         sizeof(T) == sizeof(double) ? torch::headeronly::ScalarType::Double
+                                                                     : torch::headeronly::ScalarType::Float)),
+        data_(static_cast<T*>(tensor_.mutable_data_ptr())) {}
+
+  T* data() const {
+    return data_;
+  }
+
+ private:
+  torch::stable::Tensor tensor_;
+  T* data_;
+};
+
+// While one lives, results too small for a normal number become 0: weights near the limit of exp would otherwise
+// make every product that meets them many times slower on x86.
+class FlushSubnormals {
+ public:
+#if defined(__x86_64__)
+  FlushSubnormals() : saved_(_mm_getcsr()) {
+    _mm_setcsr(saved_ | _MM_FLUSH_ZERO_ON);
+  }
+  ~FlushSubnormals() {
+    _mm_setcsr(saved_);
+  }
+
+ private:
+  unsigned int saved_;
+#else
+  FlushSubnormals() {}
+#endif
+ public:
+  FlushSubnormals(const FlushSubnormals&) = delete;
+  FlushSubnormals& operator=(const FlushSubnormals&) = delete;
+};
+
+template <typename Element>
+Matrices<Element> matrices(const torch::stable::Tensor& tensor) {
+  return {static_cast<Element*>(tensor.data_ptr()), tensor.size(1), tensor.size(2), tensor.stride(0), tensor.stride(1),
+          tensor.stride(2)};
+}
+
+// Batch items whose packed copies live at the same time: enough blocks to keep many cores busy, not more.
+inline int64_t batches_at_once(int64_t batches, int64_t blocks) {
+  return std::min(batches, ceil_div(256, blocks));
+}
+
+inline int64_t worker_count(int64_t tasks) {
+  return std::max<int64_t>(1, std::min<int64_t>(torch::stable::get_num_threads(), tasks));
+}
+
+// Calls task(worker, index) for every index below `tasks`. A worker takes the next index when it is free; results do
+// not depend on who took what, because no task reads what another writes. `worker` tells scratch memory apart.
+template <typename Task>
+void run_tasks(int64_t tasks, int64_t workers, const Task& task) {
+  std::atomic<int64_t> next{0};
+  torch::stable::parallel_for(0, workers, 1, [&](int64_t worker, int64_t) {
+    const FlushSubnormals guard;
+    for (int64_t index = next.fetch_add(1); index < tasks; index = next.fetch_add(1)) {
+      task(worker, index);
+    }
+  });
+}
+
+}  // namespace
+}  // namespace ocnet::cpu

@@ -1,0 +1,28 @@
+// SPDX-License-Identifier: MIT
+// Host entry points of pixel-wise attention. The CPU and the CUDA library each define both.
+//
+// Token matrices, any strides, one floating dtype:
+//   query (N, L, E)   key (N, S, E), absent when it is the query   value (N, S, Ev)   out (N, L, Ev)
+// lse (N, L), contiguous, float (double for double inputs): natural logsumexp over s of scale * <q_l, k_s>.
+#pragma once
+
+#include <optional>
+
+#include <torch/csrc/stable/tensor.h>
+
+namespace ocnet {
+
+// Writes out and lse.
+void oc_attention_fwd(torch::stable::Tensor query, std::optional<torch::stable::Tensor> key,
+                      torch::stable::Tensor value, double scale, torch::stable::Tensor out,
+                      torch::stable::Tensor lse);
+
+// Writes those gradients that are present. Without a key, grad_query receives both of its roles.
+void oc_attention_bwd(torch::stable::Tensor grad_out, torch::stable::Tensor query,
+                      std::optional<torch::stable::Tensor> key, torch::stable::Tensor value,
+                      torch::stable::Tensor out, torch::stable::Tensor lse, double scale,
+                      std::optional<torch::stable::Tensor> grad_query,
+                      std::optional<torch::stable::Tensor> grad_key,
+                      std::optional<torch::stable::Tensor> grad_value);
+
+}  // namespace ocnet

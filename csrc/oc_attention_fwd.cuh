@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: MIT
+// Forward kernel of pixel-wise attention, and its launch. No torch headers.
+#pragma once
+
+#include "common/tile.cuh"
+
+namespace ocnet {
+
+template <typename scalar_t>
+struct FwdParams {
+  TokenMatrix<const scalar_t> query;  // (N, L, E)
+  TokenMatrix<const scalar_t> key;    // (N, S, E)
+  TokenMatrix<const scalar_t> value;  // (N, S, Ev)
+  TokenMatrix<scalar_t> out;          // (N, L, Ev)
+  accumulator_t<scalar_t>* lse;       // (N, L), contiguous
+  accumulator_t<scalar_t> scale;
+  BlockPlan plan;
+};
+
+// out = softmax(scale * query key^T) value and lse, for kSide queries of one image and the output
+// channels of one slice. kSide is 64, and 32 for fp64.
+//
+// Grid: (image, query tile, slice of Ev), slice fastest; 256 threads. Every slice computes the
+// scores of its queries; there is one slice wherever the accumulators of all Ev channels fit.
+// query (N, L, E), key (N, S, E), value (N, S, Ev), out (N, L, Ev): any strides; lse (N, L).
+// Keys stream by in tiles of kSide, with the online softmax. Scores, probabilities and sums are
+// fp32 (fp64 for fp64 storage). Channels are staged kDepth at a time, so E has no limit.
+// Shared memory: sizeof(acc) * (2 * kSide * kPitch + chunks_per_block * kSide * kSide) bytes: the
+// staging tile, the probabilities, and an accumulator per output element. At Ev = 512 in fp32 that
+// is 2 * 17,408 + 8 * 16,384 = 165,888 of the 166,912 bytes of sm_80.
+template <typename scalar_t>
+OCNET_KERNEL(256, 2)
+oc_attention_fwd_kernel(FwdParams<scalar_t> params) {
+  using acc_t = accumulator_t<scalar_t>;
+  using TileT = Tile<acc_t>;
+  constexpr int kMicro = TileT::kMicro;
+  constexpr int kSide = TileT::kSide;
+
+  acc_t* const stage = device::shared_memory<acc_t>();
+  acc_t* const weights = stage + TileT::kTileElements;
+  acc_t* const accumulators = weights + TileT::kTileElements;
+
+  const BlockPlace place = locate_block(params.plan, device::block_index(), kSide);
+  const int first_row = place.first_row;
+  const int first_chunk = place.slice * params.plan.chunks_per_block;
+  const int chunks = min_of(params.plan.chunks_per_block, params.plan.chunks - first_chunk);
+  const auto query = params.query.image(place.image);
+  const auto key = params.key.image(place.image);
+  const auto value = params.value.image(place.image);
+
+  clear_accumulators<TileT>(accumulators, chunks);
+  // All 16 threads of a row know its maximum; their totals are added up at the end.
+  OnlineSoftmax<acc_t> softmax[kMicro];
+
+  for (int first_key = 0; first_key < key.tokens; first_key += kSide) {
+    acc_t scores[kMicro][kMicro];
+    inner_products<TileT>(scores, stage, query, first_row, key, first_key);
+    const int keys_left = key.tokens - first_key - TileT::thread_col();
+
+    // Scores become weights relative to the running maximum; `rescale` is for earlier sums.
+    acc_t rescale[kMicro];
+    OCNET_UNROLL
+    for (int i = 0; i < kMicro; ++i) {
+      acc_t tile_maximum = negative_infinity<acc_t>();
+      OCNET_UNROLL
+      for (int j = 0; j < kMicro; ++j) {
+        scores[i][j] *= params.scale;
+        tile_maximum = masked_maximum(tile_maximum, scores[i][j], j < keys_left);
+      }
+      rescale[i] = softmax[i].raise(row_maximum<TileT>(tile_maximum));
+      OCNET_UNROLL
+      for (int j = 0; j < kMicro; ++j) {
+        scores[i][j] = masked_exponential(scores[i][j], softmax[i].reference(), j < keys_left);
+        softmax[i].total += scores[i][j];
+      }
+    }
+
+    store_weights<TileT>(weights, scores);
+    accumulate_products<TileT>(accumulators, weights, stage, value, first_key, first_chunk, chunks,
+                               rescale);
+  }
+
+  acc_t inverse_total[kMicro];
+  const int row = first_row + TileT::thread_row();
+  // One writer per row: the first of its threads, in the first slice.
+  const bool writes_lse = place.slice == 0 && TileT::thread_col() == 0;
+  acc_t* const lse = params.lse + place.image * query.tokens;
+  OCNET_UNROLL
+  for (int i = 0; i < kMicro; ++i) {
+    const acc_t total = row_total<TileT>(softmax[i].total);
+    if (writes_lse && row + i < query.tokens) lse[row + i] = log_sum_exp(softmax[i].maximum, total);
+    inverse_total[i] = acc_t(1) / total;
+  }
+  store_accumulators<TileT>(accumulators, stage, params.out.image(place.image), first_row,
+                            first_chunk, chunks, inverse_total);
+}
+
+// `launch(kernel, blocks, threads, shared_bytes, params)` starts a grid; `launch.shared_limit()` is
+// the shared memory a block may have.
+template <typename scalar_t, typename Launch>
+void launch_oc_attention_fwd(FwdParams<scalar_t> params, int64_t images, Launch& launch) {
+  using TileT = Tile<accumulator_t<scalar_t>>;
+  params.plan =
+      plan_blocks(images, params.query.tokens, TileT::kSide, TileT::chunks(params.value.channels),
+                  TileT::kFixedBytes, TileT::kChunkBytes, launch.shared_limit());
+  launch(oc_attention_fwd_kernel<scalar_t>, params.plan.blocks, TileT::kThreads,
+         params.plan.shared_bytes, params);
+}
+
+}  // namespace ocnet

@@ -1,0 +1,25 @@
+// SPDX-License-Identifier: MIT
+// Every native schema, one line each. Compiled once for the CPU library and once, with USE_CUDA, for the CUDA one.
+#include <torch/csrc/stable/library.h>
+
+#include "oc_attention.h"
+
+#ifdef USE_CUDA
+#define OCNET_NAMESPACE ocnet_cuda
+#define OCNET_KEY CUDA
+#else
+#define OCNET_NAMESPACE ocnet_cpu
+#define OCNET_KEY CPU
+#endif
+
+// clang-format off
+STABLE_TORCH_LIBRARY(OCNET_NAMESPACE, m) {
+  m.def("oc_attention_fwd(Tensor query, Tensor? key, Tensor value, float scale, Tensor(a!) out, Tensor(b!) lse) -> ()");
+  m.def("oc_attention_bwd(Tensor grad_out, Tensor query, Tensor? key, Tensor value, Tensor out, Tensor lse, float scale, Tensor(a!)? grad_query, Tensor(b!)? grad_key, Tensor(c!)? grad_value) -> ()");
+}
+// clang-format on
+
+STABLE_TORCH_LIBRARY_IMPL(OCNET_NAMESPACE, OCNET_KEY, m) {
+  m.impl("oc_attention_fwd", TORCH_BOX(&ocnet::oc_attention_fwd));
+  m.impl("oc_attention_bwd", TORCH_BOX(&ocnet::oc_attention_bwd));
+}

@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: MIT
+"""Argument checks shared by the ops. Each message: ``<function>: <argument> must ..., got ...``."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def shape_of(tensor: Tensor) -> str:
+    """Return a tensor's shape as text, symbolic sizes included."""
+    return "(" + ", ".join(str(size) for size in tensor.shape) + ")"
+
+
+def check_map(function: str, name: str, value: Any, dtypes: tuple[torch.dtype, ...]) -> None:
+    """Check that an argument is a non-empty map ``(N, C, H, W)`` of an allowed dtype.
+
+    A batch of zero images is legal; a map without channels, rows or columns is not.
+
+    Raises:
+        TypeError: Not a tensor, or of another dtype.
+        ValueError: Not four-dimensional, or empty.
+    """
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{function}: {name} must be a tensor, got {type(value).__name__}")
+    if value.dtype not in dtypes:
+        allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+        raise TypeError(
+            f"{function}: {name} must be one of {allowed}, "
+            f"got {str(value.dtype).removeprefix('torch.')}"
+        )
+    if value.dim() != 4:
+        raise ValueError(
+            f"{function}: {name} must have shape (N, C, H, W), got {shape_of(value)}"
+        )
+    if value.shape[1] == 0 or value.shape[2] == 0 or value.shape[3] == 0:
+        raise ValueError(
+            f"{function}: {name} must have at least one channel, row and column, "
+            f"got {shape_of(value)}"
+        )
+
+
+def check_same(function: str, name: str, attribute: str, value: Any, other: str, want: Any) -> None:
+    """Check that ``name`` has the same attribute (``device``, ``dtype``) as ``other``.
+
+    Raises:
+        TypeError: For ``dtype``.
+        ValueError: For anything else.
+    """
+    if value != want:
+        error = TypeError if attribute == "dtype" else ValueError
+        raise error(f"{function}: {name} must have the {attribute} of {other}, {want}, got {value}")

@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: MIT
+"""The ops ``ocnet::oc_attention_fwd`` and ``_bwd``: allocation, fakes, autograd, autocast, back ends.
+
+Both are functional. The key is optional: absent, the query's map is the key too (OCNet's shared
+transform), and the backward returns one gradient for both roles.
+"""
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ocnet.ops._backends import Backends, Support
+from ocnet.ops._registration import empty_map, register_autocast, tokens
+from ocnet.ops.oc_attention import cpu_backend, cuda_backend, reference, triton_backend
+from ocnet.ops.oc_attention.problem import Problem
+
+
+class AttentionBackend(Protocol):
+    """The functions that every back end module of this op has."""
+
+    def supports(self, problem: Problem, /) -> Support:
+        """Tell whether the back end takes the call."""
+        ...
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor | None,
+        value: Tensor,
+        scale: float,
+        out: Tensor,
+        lse: Tensor,
+    ) -> None:
+        """Write ``out`` and ``lse``."""
+        ...
+
+    def backward(
+        self,
+        grad_out: Tensor,
+        query: Tensor,
+        key: Tensor | None,
+        value: Tensor,
+        out: Tensor,
+        lse: Tensor,
+        scale: float,
+        grad_query: Tensor | None,
+        grad_key: Tensor | None,
+        grad_value: Tensor | None,
+    ) -> None:
+        """Write the gradients that are not ``None``."""
+        ...
+
+
+# CPU and GPU back ends refuse each other's tensors, so this is "Triton before CUDA" on a GPU: its
+# kernels use the tensor cores, the CUDA ones do not yet.
+BACKENDS: Backends[AttentionBackend] = Backends(
+    "oc_attention",
+    (
+        ("cpu", cpu_backend),
+        ("triton", triton_backend),
+        ("cuda", cuda_backend),
+        ("reference", reference),
+    ),
+)
+
+
+def _scale_of(query: Tensor, scale: float | None) -> float:
+    return float(query.shape[1] ** -0.5) if scale is None else scale
+
+
+def _empty_lse(query: Tensor) -> Tensor:
+    n, _, h, w = query.shape
+    dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
+    return torch.empty((n, h * w), dtype=dtype, device=query.device)
+
+
+@torch.library.custom_op(
+    "ocnet::oc_attention_fwd",
+    mutates_args=(),
+    schema="(Tensor query, Tensor? key, Tensor value, float? scale, str backend)"
+    " -> (Tensor, Tensor)",
+)
+def oc_attention_fwd(
+    query: Tensor, key: Tensor | None, value: Tensor, scale: float | None, backend: str
+) -> tuple[Tensor, Tensor]:
+    """Return the context map and the row-wise log-sum-exp ``(N, L)``."""
+    chosen = BACKENDS.choose(Problem.of(query, key, value), backend)
+    out, lse = empty_map(query, value.shape[1]), _empty_lse(query)
+    if query.shape[0] > 0:
+        key_rows = None if key is None else tokens(key)
+        factor = _scale_of(query, scale)
+        chosen.forward(tokens(query), key_rows, tokens(value), factor, tokens(out), lse)
+    return out, lse
+
+
+@oc_attention_fwd.register_fake
+def _(
+    query: Tensor, key: Tensor | None, value: Tensor, scale: float | None, backend: str
+) -> tuple[Tensor, Tensor]:
+    return empty_map(query, value.shape[1]), _empty_lse(query)
+
+
+@torch.library.custom_op(
+    "ocnet::oc_attention_bwd",
+    mutates_args=(),
+    schema="(Tensor grad_out, Tensor query, Tensor? key, Tensor value, Tensor out, Tensor lse,"
+    " float? scale, str backend, bool need_query, bool need_key, bool need_value)"
+    " -> (Tensor, Tensor, Tensor)",
+)
+def oc_attention_bwd(
+    grad_out: Tensor,
+    query: Tensor,
+    key: Tensor | None,
+    value: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    scale: float | None,
+    backend: str,
+    need_query: bool,
+    need_key: bool,
+    need_value: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of query, key and value; those not needed have no elements."""
+    chosen = BACKENDS.choose(Problem.of(query, key, value), backend)
+    grads = _empty_grads(query, key, value, need_query, need_key, need_value)
+    if query.shape[0] > 0:
+        targets = [
+            tokens(grad) if needed else None
+            for grad, needed in zip(grads, (need_query, need_key, need_value), strict=True)
+        ]
+        key_rows = None if key is None else tokens(key)
+        chosen.backward(
+            tokens(grad_out),
+            tokens(query),
+            key_rows,
+            tokens(value),
+            tokens(out),
+            lse,
+            _scale_of(query, scale),
+            *targets,
+        )
+    return grads
+
+
+def _empty_grads(
+    query: Tensor,
+    key: Tensor | None,
+    value: Tensor,
+    need_query: bool,
+    need_key: bool,
+    need_value: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    def empty(source: Tensor | None, needed: bool) -> Tensor:
+        if source is None or not needed:
+            return query.new_empty((0,))
+        return empty_map(source, source.shape[1])
+
+    return empty(query, need_query), empty(key, need_key), empty(value, need_value)
+
+
+@oc_attention_bwd.register_fake
+def _(
+    grad_out: Tensor,
+    query: Tensor,
+    key: Tensor | None,
+    value: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    scale: float | None,
+    backend: str,
+    need_query: bool,
+    need_key: bool,
+    need_value: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _empty_grads(query, key, value, need_query, need_key, need_value)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    query, key, value, ctx.scale, ctx.backend = inputs
+    out, lse = output
+    ctx.mark_non_differentiable(lse)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(query, key, value, out, lse)
+
+
+def _backward(ctx: Any, grad_out: Tensor | None, _grad_lse: Tensor | None) -> tuple[Any, ...]:
+    if grad_out is None:
+        return None, None, None, None, None
+    query, key, value, out, lse = ctx.saved_tensors
+    need_query, need_key, need_value = ctx.needs_input_grad[:3]
+    need_key = need_key and key is not None
+    grads = torch.ops.ocnet.oc_attention_bwd(
+        grad_out,
+        query,
+        key,
+        value,
+        out,
+        lse,
+        ctx.scale,
+        ctx.backend,
+        need_query,
+        need_key,
+        need_value,
+    )
+    needed = (need_query, need_key, need_value)
+    wanted = (grad if need else None for grad, need in zip(grads, needed, strict=True))
+    return (*wanted, None, None)
+
+
+def _no_second_order(ctx: Any, *_grads: Any) -> None:
+    raise NotImplementedError(
+        "oc_attention: gradients must be of first order, got a backward through its backward"
+    )
+
+
+oc_attention_fwd.register_autograd(_backward, setup_context=_setup_context)
+oc_attention_bwd.register_autograd(_no_second_order)
+register_autocast("oc_attention_fwd")

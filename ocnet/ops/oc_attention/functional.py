@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: MIT
+"""``oc_attention``: the public function, its checks, and what ``explain`` says of a call."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ocnet.ops._backends import AUTO, Backends, register_describer
+from ocnet.ops._checks import check_map, check_same, shape_of
+from ocnet.ops.oc_attention.autograd import BACKENDS
+from ocnet.ops.oc_attention.problem import DTYPES, Problem
+
+_NAME = "oc_attention"
+
+
+def oc_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    scale: float | None = None,
+    backend: str = AUTO,
+) -> Tensor:
+    r"""Gather, for every pixel, the values of all pixels weighted by their similarity to it.
+
+    .. math::
+        \mathrm{out}_l = \sum_s \frac{e^{a_{ls}}}{\sum_{s'} e^{a_{ls'}}} \, v_s,
+        \qquad a_{ls} = \mathrm{scale} \cdot \langle q_l, k_s \rangle
+
+    over all key positions ``s``, without ever storing the ``L x S`` matrix: extra memory is linear
+    in the number of pixels, forward and backward. Passing the same tensor as query and key (OCNet's
+    shared transform) is recognised and takes the symmetric backward, which computes one gradient
+    for both roles.
+
+    Args:
+        query: ``(N, E, H, W)``, float32, float64, bfloat16 or float16; NCHW or channels_last.
+        key: ``(N, E, Hk, Wk)``, same dtype and device. ``key is query`` is recognised.
+        value: ``(N, Ev, Hk, Wk)``, same dtype and device. ``E`` and ``Ev`` are independent, 1 to
+            512 for the compiled back ends.
+        scale: Factor of the scores, unitless; ``E ** -0.5`` by default. 0 is honoured.
+        backend: ``"auto"``, or one of ``"reference"``, ``"cpu"``, ``"triton"``, ``"cuda"``. A choice
+            that cannot be met raises its reason; see :func:`ocnet.ops.explain`.
+
+    Returns:
+        ``(N, Ev, H, W)`` in the dtype and the layout of ``query``.
+
+    Raises:
+        TypeError: An argument is not a tensor, or dtypes are not floating or differ.
+        ValueError: Rank, batch, channels, rows or columns do not fit, or a map is empty.
+        NotImplementedError: The back end asked for cannot take this call.
+        RuntimeError: The back end asked for is not built.
+
+    Note:
+        Scores and sums are float32 (float64 for float64 inputs). Saved for backward: the inputs, the
+        output and ``4 * N * L`` bytes. Results repeat bit for bit. Under ``torch.autocast`` the op
+        runs in the autocast dtype. Gradients are of first order.
+
+    Source:
+        OCNet (arXiv 1809.00916), section 3, equations 1 and 2. The published code multiplies and
+        then scales in the dtype of the features, which overflows in float16; here the scale
+        applies to float32 scores.
+    """
+    _check(query, key, value, scale, backend)
+    shared = None if key is query else key
+    out: Tensor = torch.ops.ocnet.oc_attention_fwd(query, shared, value, scale, backend)[0]
+    return out
+
+
+def _check(query: Any, key: Any, value: Any, scale: Any, backend: str) -> None:
+    for name, pixels in (("query", query), ("key", key), ("value", value)):
+        check_map(_NAME, name, pixels, DTYPES)
+    for name, pixels in (("key", key), ("value", value)):
+        check_same(_NAME, name, "device", pixels.device, "query", query.device)
+        # Autocast brings all three to one dtype.
+        if not _autocasts(query.device.type):
+            check_same(_NAME, name, "dtype", pixels.dtype, "query", query.dtype)
+        if pixels.shape[0] != query.shape[0]:
+            raise ValueError(
+                f"{_NAME}: {name} must have the batch size of query, {query.shape[0]}, "
+                f"got {shape_of(pixels)}"
+            )
+    if key.shape[1] != query.shape[1]:
+        raise ValueError(
+            f"{_NAME}: key must have the channels of query, {query.shape[1]}, got {shape_of(key)}"
+        )
+    if value.shape[2] != key.shape[2] or value.shape[3] != key.shape[3]:
+        raise ValueError(
+            f"{_NAME}: value must have the rows and columns of key, {key.shape[2]} x "
+            f"{key.shape[3]}, got {shape_of(value)}"
+        )
+    if scale is not None and isinstance(scale, Tensor):
+        raise TypeError(f"{_NAME}: scale must be a number, got a tensor")
+    BACKENDS.check_name(backend)
+
+
+def _autocasts(device_type: str) -> bool:
+    # Asking of a device that has no autocast (meta) is an error in torch.
+    known = torch.amp.is_autocast_available(device_type)
+    return known and torch.is_autocast_enabled(device_type)
+
+
+def _describe(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    scale: float | None = None,
+    backend: str = AUTO,
+) -> tuple[Backends[Any], Problem, str]:
+    _check(query, key, value, scale, backend)
+    return BACKENDS, Problem.of(query, None if key is query else key, value), backend
+
+
+register_describer(_NAME, _describe)

@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: MIT
+"""What a call of pixel-wise attention looks like to a back end."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ocnet.ops._backends import Support
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+MAX_CHANNELS = 512
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Sizes and kinds of one call; see docs/architecture.md for the letters."""
+
+    device: torch.device
+    dtype: torch.dtype
+    N: int
+    L: int
+    S: int
+    E: int
+    Ev: int
+    shared: bool
+
+    @staticmethod
+    def of(query: Tensor, key: Tensor | None, value: Tensor) -> "Problem":
+        """Describe a call on maps ``(N, C, H, W)``; ``key=None`` means the query's map."""
+        n, e, h, w = query.shape
+        return Problem(
+            device=query.device,
+            dtype=query.dtype,
+            N=n,
+            L=h * w,
+            S=value.shape[2] * value.shape[3],
+            E=e,
+            Ev=value.shape[1],
+            shared=key is None,
+        )
+
+
+def refuse_common(problem: Problem, device_type: str) -> Support | None:
+    """Return the refusal that any compiled back end gives, or ``None``."""
+    if problem.device.type != device_type:
+        wanted = {"cpu": "CPU", "cuda": "CUDA"}[device_type]
+        return Support(False, f"it takes {wanted} tensors, and these are on {problem.device}")
+    if problem.dtype not in DTYPES:
+        return Support(False, f"it has no kernel for {problem.dtype}")
+    if max(problem.E, problem.Ev) > MAX_CHANNELS:
+        return Support(
+            False, f"it takes up to {MAX_CHANNELS} channels, not E={problem.E}, Ev={problem.Ev}"
+        )
+    return None

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: MIT
+"""``attention_rows``: the softmax rows of chosen pixels, to draw attention without the matrix."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ocnet.ops._checks import check_map, check_same, shape_of
+from ocnet.ops._registration import tokens
+from ocnet.ops.oc_attention.problem import DTYPES
+
+_NAME = "attention_rows"
+Points = Tensor | Sequence[Sequence[int]]
+
+
+def attention_rows(
+    query: Tensor, key: Tensor, points: Points, *, scale: float | None = None
+) -> Tensor:
+    """Return the attention maps of chosen query pixels, in ``O(P * S)`` time and memory.
+
+    ``rows[n, p, s] = softmax_s(scale * <query[n, :, points[n, p]], key[n, :, s]>)``.
+
+    Args:
+        query: ``(N, E, H, W)``, floating.
+        key: ``(N, E, Hk, Wk)``, same dtype and device.
+        points: ``(P, 2)`` or ``(N, P, 2)`` integers, each ``(row, column)`` in query pixels; a
+            tensor or nested sequences.
+        scale: Factor of the scores; ``E ** -0.5`` by default.
+
+    Returns:
+        ``(N, P, Hk, Wk)``, float32 (float64 for float64 inputs); each map sums to 1.
+
+    Raises:
+        TypeError: Not tensors, not floating, or points that are not integers.
+        ValueError: Shapes that do not fit, or a point outside the query map. Points that already
+            are on a GPU are not read back to check them; there the gather itself fails.
+
+    Source:
+        The rows of the matrix of OCNet (arXiv 1809.00916), equation 1.
+    """
+    for name, pixels in (("query", query), ("key", key)):
+        check_map(_NAME, name, pixels, DTYPES)
+    check_same(_NAME, "key", "device", key.device, "query", query.device)
+    check_same(_NAME, "key", "dtype", key.dtype, "query", query.dtype)
+    n, e, h, w = query.shape
+    if key.shape[0] != n or key.shape[1] != e:
+        raise ValueError(
+            f"{_NAME}: key must have the batch size and channels of query, {n} and {e}, "
+            f"got {shape_of(key)}"
+        )
+    index = _token_index(points, n, h, w).to(query.device)
+    factor = e**-0.5 if scale is None else scale
+    wide = torch.promote_types(query.dtype, torch.float32)
+    chosen = tokens(query).gather(1, index.unsqueeze(-1).expand(-1, -1, e)).to(wide)
+    scores = factor * torch.einsum("npe,nehw->nphw", chosen, key.to(wide))
+    return torch.softmax(scores.flatten(2), dim=-1).reshape(scores.shape)
+
+
+def _token_index(points: Points, n: int, h: int, w: int) -> Tensor:
+    where = points if isinstance(points, Tensor) else torch.tensor(points)
+    if where.is_floating_point() or where.is_complex() or where.dtype == torch.bool:
+        raise TypeError(f"{_NAME}: points must be integers, got {where.dtype}")
+    if where.dim() not in (2, 3) or where.shape[-1] != 2 or where.shape[:-2] not in ((), (n,)):
+        raise ValueError(
+            f"{_NAME}: points must have shape (P, 2) or ({n}, P, 2), got {shape_of(where)}"
+        )
+    rows, columns = where[..., 0], where[..., 1]
+    inside = (rows >= 0) & (rows < h) & (columns >= 0) & (columns < w)
+    if where.device.type == "cpu" and not bool(inside.all()):
+        bad = tuple(where[~inside][0].tolist())
+        raise ValueError(f"{_NAME}: points must lie within {h} x {w} pixels, got {bad}")
+    return (rows * w + columns).long().expand(n, -1)

@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: MIT
+"""Seeding, NaN in uninitialised memory, and skips that say why."""
+
+import importlib.util
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="run tests marked slow")
+    parser.addoption("--require-gpu", action="store_true", help="fail where a GPU is missing")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    skips: dict[str, str] = {}
+    if not config.getoption("--slow"):
+        skips["slow"] = "slow: run with --slow"
+    if not torch.cuda.is_available() and not config.getoption("--require-gpu"):
+        skips["gpu"] = "no CUDA device"
+    if importlib.util.find_spec("triton") is None:
+        skips["triton"] = "triton is not installed"
+    for item in items:
+        for mark, reason in skips.items():
+            if item.get_closest_marker(mark) is not None:
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(autouse=True)
+def _seeded_and_poisoned() -> Iterator[None]:
+    """Make results repeatable and ``torch.empty`` (C++ too) full of NaN."""
+    torch.manual_seed(0)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)

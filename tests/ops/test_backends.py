@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: MIT
+"""Choice of back end: order, reasons, refusals, and no silent matrix."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from ocnet.ops import _extension, explain, oc_attention
+from ocnet.ops._backends import SUPPORTED, Backends, Support, explain as explain_by_name
+from ocnet.ops.oc_attention import reference
+from ocnet.ops.oc_attention.autograd import BACKENDS
+
+
+def _backends(**supports: Support) -> Backends:
+    named = {n: SimpleNamespace(name=n, supports=lambda _p, s=s: s) for n, s in supports.items()}
+    return Backends("an_op", tuple(named.items()))
+
+
+NO = Support(False, "it does not like the shape")
+UNBUILT = Support(False, "it is not built", missing_build=True)
+
+
+def test_auto_takes_the_first_that_can() -> None:
+    assert _backends(a=NO, b=SUPPORTED, c=SUPPORTED).choose(None, "auto").name == "b"
+
+
+def test_explicit_choice_is_honoured() -> None:
+    assert _backends(a=SUPPORTED, b=SUPPORTED).choose(None, "b").name == "b"
+
+
+def test_explicit_choice_that_cannot_be_met_raises_its_reason() -> None:
+    with pytest.raises(NotImplementedError, match=r"an_op: backend must .*'a': it does not like"):
+        _backends(a=NO, b=SUPPORTED).choose(None, "a")
+    with pytest.raises(RuntimeError, match=r"an_op: backend must .*'a': it is not built"):
+        _backends(a=UNBUILT, b=SUPPORTED).choose(None, "a")
+
+
+def test_nothing_left_lists_every_reason() -> None:
+    with pytest.raises(NotImplementedError, match=r"a: it does not like the shape; b: it is not"):
+        _backends(a=NO, b=UNBUILT).choose(None, "auto")
+
+
+def test_taking_the_reference_is_said() -> None:
+    with pytest.warns(UserWarning, match=r"an_op: no compiled back end.*a: it is not built"):
+        _backends(a=UNBUILT, reference=SUPPORTED).choose(None, "auto")
+
+
+def test_unknown_name() -> None:
+    maps = torch.randn(1, 2, 3, 3)
+    with pytest.raises(ValueError, match=r"oc_attention: backend must be one of 'auto', 'cpu'.*'fast'"):
+        oc_attention(maps, maps, maps, backend="fast")
+
+
+def test_explain_names_every_back_end() -> None:
+    maps = torch.randn(1, 2, 3, 3)
+    told = explain(oc_attention, maps, maps, maps, backend="reference")
+    assert told.chosen == "reference"
+    assert tuple(told.reasons) == BACKENDS.names
+    assert "CUDA tensors" in told.reasons["cuda"]
+    assert str(told).splitlines()[0] == "oc_attention(backend='reference') -> reference"
+    assert explain("oc_attention", maps, maps, maps).requested == "auto"
+
+
+def test_explain_of_a_refused_call_says_why() -> None:
+    maps = torch.randn(1, 2, 3, 3)
+    told = explain(oc_attention, maps, maps, maps, backend="cuda")
+    assert told.chosen is None
+    assert "CUDA" in told.reasons["cuda"]
+
+
+def test_explain_of_no_op() -> None:
+    with pytest.raises(ValueError, match=r"explain: op must be one of \['oc_attention'\], got 'relu'"):
+        explain_by_name("relu")
+
+
+def test_too_many_channels_are_refused_by_compiled_back_ends_only() -> None:
+    wide = torch.randn(1, 513, 2, 2)
+    told = explain(oc_attention, wide, wide, wide)
+    assert told.chosen == "reference"
+    assert "up to 512 channels" in told.reasons["cpu"]
+    with pytest.warns(UserWarning, match="no compiled back end"):
+        oc_attention(wide, wide, wide)
+
+
+def test_reference_never_holds_the_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No tensor that it makes has more elements than its row block."""
+    monkeypatch.setattr(reference, "ROWS", 8)
+    maps = torch.randn(1, 4, 20, 20, requires_grad=True)
+    largest = 0
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            nonlocal largest
+            result = func(*args, **(kwargs or {}))
+            for t in result if isinstance(result, (tuple, list)) else [result]:
+                if isinstance(t, torch.Tensor):
+                    largest = max(largest, t.numel())
+            return result
+
+    with Watch():
+        oc_attention(maps, maps, maps, backend="reference").sum().backward()
+    assert largest <= max(8 * 400, maps.numel())
+
+
+def test_missing_library_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_extension, "_find", lambda half: None)
+    _extension.load.cache_clear()
+    try:
+        maps = torch.randn(1, 2, 3, 3)
+        assert "OCNET_BUILD=cpu pip install" in explain(oc_attention, maps, maps, maps).reasons["cpu"]
+        with pytest.raises(RuntimeError, match="not built"):
+            oc_attention(maps, maps, maps, backend="cpu")
+    finally:
+        _extension.load.cache_clear()
