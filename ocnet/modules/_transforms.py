@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: MIT
+"""The transforms that the object-context block and its local control have in common."""
+
+from torch import nn
+
+from ocnet.modules.abn import ABN
+
+# The published block runs its shared key transform twice in a training step, once as query and once
+# as key, on the same map: two updates of the running statistics by the same batch statistics. Here
+# it runs once, so one update must move them as far.
+_PUBLISHED_MOMENTUM = 0.1
+SHARED_MOMENTUM = 1 - (1 - _PUBLISHED_MOMENTUM) ** 2
+
+
+def key_transform(in_channels: int, key_channels: int) -> nn.Sequential:
+    """Return the transform of the queries and keys: 1x1 convolution, batch norm, leaky ReLU."""
+    return nn.Sequential(
+        nn.Conv2d(in_channels, key_channels, 1), ABN(key_channels, momentum=SHARED_MOMENTUM)
+    )
+
+
+def output_transform(value_channels: int, out_channels: int) -> nn.Conv2d:
+    """Return the 1x1 convolution of the context, zero at the start: context grows from nothing."""
+    transform = nn.Conv2d(value_channels, out_channels, 1)
+    nn.init.zeros_(transform.weight)
+    if transform.bias is not None:
+        nn.init.zeros_(transform.bias)
+    return transform
+
+
+def context_fusion(
+    in_channels: int, context_channels: int, out_channels: int, dropout: float
+) -> nn.Sequential:
+    """Return what joins ``[context, features]``: 1x1 convolution, ``ABN``, channel dropout."""
+    return nn.Sequential(
+        nn.Conv2d(context_channels + in_channels, out_channels, 1),
+        ABN(out_channels),
+        nn.Dropout2d(dropout),
+    )

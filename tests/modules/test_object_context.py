@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: MIT
+"""The object-context block against the published formula written out."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import ocnet.modules.object_context as object_context_file
+from ocnet.modules import ObjectContext
+
+
+def make_block(scale: int = 1, out_channels: int | None = None) -> ObjectContext:
+    block = ObjectContext(6, 5, 7, out_channels, scale, backend="reference")
+    nn.init.normal_(block.W.weight)
+    nn.init.normal_(block.W.bias)
+    return block
+
+
+def published(block: ObjectContext, x: Tensor) -> Tensor:
+    """The published block, line by line: the shared transform runs twice."""
+    pooled = F.max_pool2d(x, block.scale, block.scale) if block.scale > 1 else x
+    n, _, h, w = pooled.shape
+    value = block.f_value(pooled).flatten(2).mT
+    query = block.f_key(pooled).flatten(2).mT
+    key = block.f_key(pooled).flatten(2)
+    context = torch.softmax((query @ key) * key.shape[1] ** -0.5, dim=-1) @ value
+    context = block.W(context.mT.reshape(n, -1, h, w))
+    if block.scale > 1:
+        context = F.interpolate(context, x.shape[2:], mode="bilinear", align_corners=True)
+    return context
+
+
+def assert_close(got: Tensor, want: Tensor, terms: int, scale: Tensor | None = None) -> None:
+    """Float64 results that sum ``terms`` products agree to the worst case of rounding."""
+    assert got.dtype == torch.float64
+    size = float((want if scale is None else scale).detach().abs().max())
+    bound = terms * torch.finfo(torch.float64).eps * size
+    torch.testing.assert_close(got, want, rtol=0, atol=bound)
+
+
+def run(forward, block: ObjectContext, x: Tensor) -> dict[str, Tensor]:
+    x = x.clone().requires_grad_()
+    out = forward(x)
+    out.backward(torch.linspace(-1, 1, out.numel(), dtype=out.dtype).reshape(out.shape))
+    grads = {name: p.grad for name, p in block.named_parameters() if p.grad is not None}
+    stats = {name: b.clone() for name, b in block.named_buffers()}
+    return {"out": out.detach(), "x": x.grad, **grads, **stats}
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+@pytest.mark.parametrize("scale", [1, 2, 3])
+def test_equals_the_published_block(scale: int, training: bool) -> None:
+    """Output, every gradient and, after the published double update, the running statistics."""
+    block = make_block(scale, out_channels=4).double().train(training)
+    twin = copy.deepcopy(block)
+    twin.f_key[1].momentum = 0.1
+    x = torch.randn(2, 6, 7, 9, dtype=torch.float64)
+    got = run(block, block, x)
+    want = run(lambda x: published(twin, x), twin, x)
+    assert got.keys() == want.keys()
+    assert got["out"].shape == (2, 4, 7, 9)
+    # Gradients before the batch norm are small differences of large ones: the largest sets the
+    # scale.
+    scale_of_all = torch.stack([value.abs().max() for value in want.values()])
+    for name, value in want.items():
+        assert_close(got[name], value, 2 * 7 * 9 + 6 + 5 + 7, scale_of_all)
+
+
+def test_running_statistics_move_by_019() -> None:
+    block = make_block().double()
+    x = torch.randn(2, 6, 4, 5, dtype=torch.float64)
+    projected = block.f_key[0](x)
+    block(x)
+    mean, var = projected.mean((0, 2, 3)), projected.var((0, 2, 3), unbiased=True)
+    eps = torch.finfo(torch.float64).eps
+    # Sums over 40 values and a few roundings.
+    torch.testing.assert_close(block.f_key[1].running_mean, 0.19 * mean, rtol=64 * eps, atol=eps)
+    torch.testing.assert_close(block.f_key[1].running_var, 0.81 + 0.19 * var, rtol=64 * eps, atol=0)
+
+
+def test_context_is_zero_at_the_start() -> None:
+    block = ObjectContext(6, 5, 7, scale=2, backend="reference")
+    x = torch.randn(2, 6, 6, 6, requires_grad=True)
+    out = block(x)
+    assert torch.equal(out, torch.zeros_like(out))
+    out.sum().backward()
+    assert block.W.weight.grad.abs().max() > 0
+    assert block.f_value.weight.grad.abs().max() == 0
+    assert block.f_key[0].weight.grad.abs().max() == 0
+
+
+def test_query_is_the_key_and_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def spy(query: Tensor, key: Tensor, value: Tensor, *, backend: str) -> Tensor:
+        seen.append((query is key, backend))
+        return value
+
+    monkeypatch.setattr(object_context_file, "oc_attention", spy)
+    block = ObjectContext(6, 5, 7, backend="cpu")
+    calls = []
+    block.f_key.register_forward_hook(lambda *_: calls.append(1))
+    block(torch.randn(1, 6, 3, 3))
+    assert seen == [(True, "cpu")]
+    assert len(calls) == 1
+
+
+def test_layouts_agree() -> None:
+    block = make_block().double().eval()
+    x = torch.randn(2, 6, 5, 7, dtype=torch.float64)
+    permuted = block(x.contiguous(memory_format=torch.channels_last))
+    assert_close(permuted, block(x), 35 + 6 + 5 + 7)
+
+
+def test_attention_rows_are_rows_of_the_matrix() -> None:
+    block = make_block().double().eval()
+    x = torch.randn(2, 6, 4, 5, dtype=torch.float64)
+    key = block.f_key(x).flatten(2)
+    matrix = torch.softmax(key.mT @ key * 5**-0.5, dim=-1)
+    points = torch.tensor([[0, 0], [3, 4], [2, 1]])
+    rows = block.attention_rows(x, points)
+    want = matrix[:, points[:, 0] * 5 + points[:, 1]].reshape(2, 3, 4, 5)
+    assert_close(rows, want, 20 + 6 + 5)
+    each = block.attention_rows(x, torch.stack([points, points.flip(0)]))
+    assert torch.equal(each[0], rows[0])
+    assert torch.equal(each[1], rows[1].flip(0))
+
+
+def test_attention_rows_of_a_pooled_block() -> None:
+    block = make_block(scale=2).eval()
+    x = torch.randn(1, 6, 9, 8)
+    rows = block.attention_rows(x, torch.tensor([[8, 7], [0, 0], [5, 2]]))
+    unpooled = make_block()
+    unpooled.load_state_dict(block.state_dict())
+    # 9 x 8 pixels become 4 x 4: row 5 is at 5 * 3 / 8 = 1.9, column 2 at 2 * 3 / 7 = 0.9.
+    points = torch.tensor([[3, 3], [0, 0], [2, 1]])
+    assert torch.equal(rows, unpooled.eval().attention_rows(F.max_pool2d(x, 2), points))
+
+
+def published_state(block: nn.Module, prefix: str = "") -> dict[str, Tensor]:
+    state = {name: value.clone() for name, value in block.state_dict().items()}
+    twins = {
+        name.replace("f_key.", "f_query."): value.clone()
+        for name, value in state.items()
+        if name.startswith(prefix + "f_key.")
+    }
+    return {**state, **twins, prefix + "f_query.1.num_batches_tracked": torch.tensor(7)}
+
+
+@pytest.mark.parametrize("nested", [False, True], ids=["alone", "nested"])
+def test_equal_query_keys_are_dropped(nested: bool) -> None:
+    source, target = make_block(), make_block()
+    prefix = ""
+    if nested:
+        source, target, prefix = nn.ModuleList([source]), nn.ModuleList([target]), "0."
+    state = published_state(source, prefix)
+    assert len([name for name in state if "f_query" in name]) == 7
+    target.load_state_dict(state)
+    for name, value in source.state_dict().items():
+        assert torch.equal(target.state_dict()[name], value)
+
+
+def test_query_keys_stand_in_for_key_keys() -> None:
+    source, target = make_block(), make_block()
+    state = {n: v for n, v in published_state(source).items() if not n.startswith("f_key.")}
+    target.load_state_dict(state)
+    assert torch.equal(target.f_key[0].weight, source.f_key[0].weight)
+
+
+@pytest.mark.parametrize("change", ["value", "shape"])
+def test_other_query_keys_are_refused(change: str) -> None:
+    state = published_state(make_block())
+    old = state["f_query.0.weight"]
+    state["f_query.0.weight"] = old + 1 if change == "value" else old[:2]
+    with pytest.raises(RuntimeError, match=r"f_query.0.weight must equal f_key.0.weight"):
+        make_block().load_state_dict(state)
+
+
+def test_bad_arguments_are_refused() -> None:
+    with pytest.raises(ValueError, match="ObjectContext: scale must be at least 1, got 0"):
+        ObjectContext(6, 5, 7, scale=0)
+    with pytest.raises(TypeError, match=r"ObjectContext: scale must be an integer, got 1\.5"):
+        ObjectContext(6, 5, 7, scale=1.5)
+    with pytest.raises(ValueError, match="ObjectContext: x must have at least 3 rows and columns"):
+        make_block(scale=3)(torch.randn(1, 6, 2, 8))
+    with pytest.raises(ValueError, match="backend"):
+        ObjectContext(6, 5, 7, backend="fast")(torch.randn(1, 6, 2, 2))
+    with pytest.raises(
+        ValueError, match=r"must lie in a map of 4 rows and 5 columns, got \(4, 0\)"
+    ):
+        make_block(scale=2).eval().attention_rows(torch.randn(1, 6, 4, 5), torch.tensor([[4, 0]]))
