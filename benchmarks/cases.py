@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: MIT
+"""The registered calls: dense attention as the OCNet family makes it.
+
+Sizes follow the published crops: a 769-pixel crop at stride 8 has 97 x 97 tokens, a Cityscapes image at
+stride 8 has 128 x 256.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from ocnet.engine.workload import Workload
+
+
+@dataclass(frozen=True)
+class Case:
+    """One registered call.
+
+    Attributes:
+        name: Its name in rows and on the command line.
+        network: Where the call comes from.
+        sizes: The call; device and dtype are filled in by :meth:`on`.
+        cuda: Dtypes it is measured in on a GPU.
+        cpu: Dtypes it is measured in on the CPU; empty where one call takes many seconds there.
+    """
+
+    name: str
+    network: str
+    sizes: Workload
+    cuda: tuple[str, ...] = ("bfloat16",)
+    cpu: tuple[str, ...] = ()
+
+    def on(self, device: str) -> list[Workload]:
+        """Return the workloads of this case on ``"cpu"`` or ``"cuda"``, one for each dtype."""
+        dtypes = self.cuda if device == "cuda" else self.cpu
+        return [replace(self.sizes, device=device, dtype=dtype) for dtype in dtypes]
+
+
+def _tokens_last(N: int, H: int, W: int, E: int = 256, Ev: int = 256) -> Workload:
+    return Workload(N, H, W, E=E, Ev=Ev, layout="channels_last")
+
+
+def _regions(N: int, H: int, W: int, keys: int) -> Workload:
+    """Return OCR's call: every pixel attends to one feature for each class."""
+    return Workload(N, H, W, Hk=1, Wk=keys, shared=False, layout="channels_last")
+
+
+def _blocks(groups: int, H: int, W: int) -> Workload:
+    """Return ISA's call: many small groups as a batch, query and key from transforms of their own."""
+    return Workload(groups, H, W, Hk=H, Wk=W, shared=False, layout="channels_last")
+
+
+_TRAINED = ("bfloat16", "float16", "float32")
+
+CASES = (
+    Case("tiny-24", "the network of ocnet demo, wider", _tokens_last(1, 24, 24), cpu=("float32",)),
+    Case("base-97-n1", "Base-OC", _tokens_last(1, 97, 97), _TRAINED, ("float32", "bfloat16")),
+    Case("base-97-n1-nchw", "Base-OC", Workload(1, 97, 97), cpu=("float32",)),
+    Case("base-97-n2", "Base-OC", _tokens_last(2, 97, 97)),
+    Case("base-97-n4", "Base-OC", _tokens_last(4, 97, 97)),
+    Case("base-97-n8", "Base-OC", _tokens_last(8, 97, 97), _TRAINED),
+    Case("base-97-v512-n4", "Base-OC, wide values", _tokens_last(4, 97, 97, Ev=512)),
+    Case("pooled-48-n1", "Base-OC, pooled by 2", _tokens_last(1, 48, 48), cpu=("float32",)),
+    Case("pooled-48-n8", "Base-OC, pooled by 2", _tokens_last(8, 48, 48)),
+    Case("pooled-49-n8", "Base-OC, pooled by 2", _tokens_last(8, 49, 49)),
+    Case("whole-128x256", "Base-OC, whole image", _tokens_last(1, 128, 256)),
+    Case("whole-128x256-v512", "Base-OC, wide values", _tokens_last(1, 128, 256, Ev=512)),
+    Case(
+        "asp-48-n8",
+        "ASP-OC, pooled by 2",
+        _tokens_last(8, 48, 48, E=128),
+    ),
+    Case("asp-48-n1", "ASP-OC", _tokens_last(1, 48, 48, E=128), cpu=("float32",)),
+    Case("asp-97-n4", "ASP-OC", _tokens_last(4, 97, 97, E=128)),
+    Case("isa-long-97-n4", "ISA, long range", _blocks(4 * 64, 13, 13)),
+    Case("isa-short-97-n4", "ISA, short range", _blocks(4 * 169, 8, 8), cpu=("float32",)),
+    Case("isa-long-128x256", "ISA, long range", _blocks(64, 16, 32)),
+    Case("ocr-97-k19-n4", "OCR, Cityscapes", _regions(4, 97, 97, 19), cpu=("float32",)),
+    Case("ocr-97-k150-n4", "OCR, ADE20K", _regions(4, 97, 97, 150)),
+    Case("ocr-128x256-k19", "OCR, whole image", _regions(1, 128, 256, 19)),
+)
+
+QUICK = ("tiny-24",)
+
+
+def select(names: Sequence[str], device: str, quick: bool) -> list[Case]:
+    """Return the cases asked for, or all that ``device`` has.
+
+    Raises:
+        ValueError: A name is not registered, or the case is not measured on this device.
+    """
+    known = {case.name: case for case in CASES if case.on(device)}
+    if not names:
+        return [known[name] for name in QUICK] if quick else list(known.values())
+    for name in names:
+        if name not in known:
+            raise ValueError(
+                f"benchmarks: --cases must be of {', '.join(known)} on {device}, got {name}"
+            )
+    return [known[name] for name in names]

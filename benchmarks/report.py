@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: MIT
+"""Turn rows into markdown tables: ``python -m benchmarks.report benchmarks/results/<device>.jsonl``."""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ocnet.report.style import bytes_text, time_text
+
+Row = dict[str, Any]
+_HEADER = ("form", "phase", "p50 (p20 to p80)", "x floor", "vs naive", "saved", "peak", "note")
+
+
+def latest(rows: Iterable[Row]) -> list[Row]:
+    """Keep the last row of each device, case, dtype, layout, form and phase, in the order they come."""
+    kept: dict[tuple[Any, ...], Row] = {}
+    for row in rows:
+        workload = row["workload"]
+        kept[
+            (
+                row["device_name"],
+                row["case"],
+                workload["dtype"],
+                workload["layout"],
+                row["form"],
+                row["phase"],
+            )
+        ] = row
+    return list(kept.values())
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """Return one table for each device, case and dtype."""
+    groups: dict[tuple[Any, ...], list[Row]] = {}
+    for row in latest(rows):
+        key = (row["device_name"], row["case"], row["workload"]["dtype"])
+        groups.setdefault(key, []).append(row)
+    return "\n".join(_group(group) for group in groups.values())
+
+
+def _group(rows: Sequence[Row]) -> str:
+    first, workload = rows[0], rows[0]["workload"]
+    naive = {r["phase"]: r["p50_ms"] for r in rows if r["form"] == "naive" and r["p50_ms"]}
+    keys = f", keys {workload['Hk']} x {workload['Wk']}" if workload["Hk"] else ""
+    shared = "shared" if workload["shared"] else "separate"
+    versions = f"torch {first['torch']}"
+    if first["driver"]:
+        versions += f", CUDA {first['cuda']}, driver {first['driver']}"
+    lines = [
+        f"### {first['case']}, {workload['dtype']} ({first['network']})",
+        "",
+        f"N {workload['N']}, {workload['H']} x {workload['W']}{keys}, E {workload['E']}, "
+        f"Ev {workload['Ev']}, {shared} query and key, {workload['layout']}. "
+        f"{first['device_name']}; {versions}; commit {(first['commit'] or 'unknown')[:12]}; "
+        f"{first['date'][:10]}. Copy {first['copy_gb_s']:.0f} GB/s, "
+        f"product {first['matmul_tflop_s']:.2f} TFLOP/s.",
+        "",
+        _line(_HEADER),
+        _line(["---"] * len(_HEADER)),
+        *(_line(_cells(row, naive.get(row["phase"]))) for row in _folded(rows)),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _folded(rows: Sequence[Row]) -> list[Row]:
+    """Say a refusal once for all phases."""
+    kept: dict[tuple[Any, ...], Row] = {}
+    for row in rows:
+        if row["status"] == "refused":
+            kept[row["form"], row["reason"]] = {**row, "phase": "all"}
+        else:
+            kept[row["form"], row["phase"]] = row
+    return list(kept.values())
+
+
+def _cells(row: Row, naive_ms: float | None) -> list[str]:
+    head = [row["form"], row["phase"]]
+    if row["status"] != "ok":
+        return [*head, *["-"] * 5, f"{row['status']}: {row['reason']}"]
+    p20, p50, p80 = (time_text(row[name]) for name in ("p20_ms", "p50_ms", "p80_ms"))
+    return [
+        *head,
+        f"{p50} ({p20} to {p80})",
+        f"{row['p50_ms'] / row['floor_ms']:.1f} ({row['floor_set_by']})",
+        f"{naive_ms / row['p50_ms']:.2f} x" if naive_ms else "-",
+        "-" if row["saved_bytes"] is None else bytes_text(row["saved_bytes"]),
+        "-" if row["peak_bytes"] is None else bytes_text(row["peak_bytes"]),
+        f"back end {row['backend']}" if row["backend"] else "",
+    ]
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def main(argv: Sequence[str]) -> int:
+    """Print the tables of the files given."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__)
+    parser.add_argument("files", nargs="+", type=Path, help="files that benchmarks.run wrote")
+    rows = [
+        json.loads(line)
+        for path in parser.parse_args(argv).files
+        for line in path.read_text(encoding="utf-8").splitlines()
+    ]
+    print(markdown(rows))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""Training and everything around it: typed config, the loop, checkpoints, runs on disk."""

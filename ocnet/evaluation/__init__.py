@@ -1,0 +1,17 @@
+# SPDX-License-Identifier: MIT
+"""How good a network is: one confusion matrix over a data set, and what follows from it."""
+
+from ocnet.evaluation.evaluator import Evaluation, GroupAccuracy, evaluate
+from ocnet.evaluation.inference import classify_picture, predict_logits
+from ocnet.evaluation.metrics import ClassRow, ConfusionMatrix, write_class_table
+
+__all__ = [
+    "ClassRow",
+    "ConfusionMatrix",
+    "Evaluation",
+    "GroupAccuracy",
+    "classify_picture",
+    "evaluate",
+    "predict_logits",
+    "write_class_table",
+]

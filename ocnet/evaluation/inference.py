@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: MIT
+"""Logits of whole images, at the resolution of the image."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ocnet.data import PictureTransform
+
+
+def predict_logits(model: nn.Module, image: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+    """Return the logits of an image of any size, for every pixel of it.
+
+    The model sees the whole image at once; its output is enlarged bilinearly with aligned corners,
+    as the loss does in training. The model is used in evaluation mode and left in the mode it was in.
+
+    Args:
+        model: maps ``(N, C, H, W)`` to a dict whose ``"main"`` is ``(N, K, h, w)``.
+        image: ``(C, H, W)`` or ``(N, C, H, W)``, on the device of the model.
+        size: rows and columns of the result; default: those of the image.
+
+    Returns:
+        ``(K, H, W)`` or ``(N, K, H, W)`` (rows and columns as ``size`` says), fp32 (fp64 if the model computes in it).
+
+    Raises:
+        ValueError: ``image`` has another number of dimensions.
+
+    Source: OCNet's evaluation enlarges logits in the same way (``align_corners=True``).
+    """
+    if image.ndim not in (3, 4):
+        raise ValueError(
+            f"predict_logits: image must be (C, H, W) or (N, C, H, W), got {tuple(image.shape)}"
+        )
+    batch = image if image.ndim == 4 else image[None]
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            logits: Tensor = model(batch)["main"]
+            if logits.dtype in (torch.float16, torch.bfloat16):
+                logits = logits.float()
+            logits = F.interpolate(
+                logits,
+                size=batch.shape[-2:] if size is None else size,
+                mode="bilinear",
+                align_corners=True,
+            )
+    finally:
+        model.train(was_training)
+    return logits if image.ndim == 4 else logits[0]
+
+
+def classify_picture(
+    model: nn.Module,
+    transform: PictureTransform,
+    picture: NDArray[np.uint8],
+    *,
+    max_side: int | None = None,
+    device: torch.device | str = "cpu",
+) -> NDArray[np.int64]:
+    """Return the class of every pixel of a picture.
+
+    Args:
+        model: on ``device``; maps ``(N, C, H, W)`` to a dict whose ``"main"`` is logits.
+        transform: makes the model's input out of the picture.
+        picture: ``(H, W, 3)`` uint8.
+        max_side: pictures with a longer side are shown to the model reduced to it, pixels; the
+            logits are enlarged to the full size all the same. None: no limit.
+        device: where the model is.
+
+    Returns:
+        ``(H, W)`` int64.
+
+    Raises:
+        ValueError: ``max_side`` is below 1.
+    """
+    if max_side is not None and max_side < 1:
+        raise ValueError(f"classify_picture: max_side must be at least 1, got {max_side}")
+    height, width = picture.shape[:2]
+    shown = picture
+    if max_side is not None and max(height, width) > max_side:
+        factor = max_side / max(height, width)
+        size = (max(1, round(width * factor)), max(1, round(height * factor)))
+        shown = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
+    logits = predict_logits(model, transform(shown).to(device), size=(height, width))
+    classes: NDArray[np.int64] = logits.argmax(0).cpu().numpy()
+    return classes

@@ -1,0 +1,24 @@
+# SPDX-License-Identifier: MIT
+"""Pictures and the HTML page of a run, drawn from plain arrays.
+
+Nothing here imports torch. Pictures need matplotlib (``pip install 'ocnet[viz]'``), the page does not.
+"""
+
+from ocnet.report.attention import AttentionRow, attention_figure
+from ocnet.report.curves import curves_figure
+from ocnet.report.html import Section, Table, write_page
+from ocnet.report.predictions import predictions_figure
+from ocnet.report.scaling import Panel, Series, scaling_figure
+
+__all__ = [
+    "AttentionRow",
+    "Panel",
+    "Section",
+    "Series",
+    "Table",
+    "attention_figure",
+    "curves_figure",
+    "predictions_figure",
+    "scaling_figure",
+    "write_page",
+]

@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: MIT
+"""Configs: read, overridden, refused in one sentence, written and read back."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from ocnet.engine.config import RunConfig, differences, load_config, parse_config, save_config
+
+CONFIGS = sorted((Path(__file__).resolve().parents[2] / "configs").rglob("*.yaml"))
+BASE: dict[str, Any] = {
+    "data": {"name": "mosaics", "mosaics": {"size": 64}},
+    "model": {"name": "tiny_local"},
+    "train": {"run_dir": "runs/x", "steps": 7},
+}
+
+
+def write(tmp_path: Path, content: Any) -> Path:
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def changed(section: str, key: str, value: Any) -> dict[str, Any]:
+    return {**BASE, section: {**BASE.get(section, {}), key: value}}
+
+
+def test_values_of_the_file_and_defaults(tmp_path: Path) -> None:
+    config = load_config(write(tmp_path, BASE))
+    assert config.data.mosaics.size == 64
+    assert config.data.mosaics.train_length == 4096
+    assert config.train.steps == 7
+    assert config.optim.name == "adamw"
+
+
+def test_overrides_win(tmp_path: Path) -> None:
+    path = write(tmp_path, BASE)
+    config = load_config(
+        path,
+        [
+            "train.steps=9",
+            "optim.lr=4e-3",
+            "optim.clip_norm=1",
+            "model.options.dropout=0.5",
+            "data.mosaics.size=96",
+        ],
+    )
+    assert config.train.steps == 9
+    assert config.optim.lr == 0.004
+    assert config.optim.clip_norm == 1.0
+    assert config.model.options == {"dropout": 0.5}
+    assert config.data.mosaics.size == 96
+    assert config.train.run_dir == "runs/x"
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_shipped_configs_are_read_and_have_a_run_folder_of_their_own(path: Path) -> None:
+    config = load_config(path)
+    assert Path(config.train.run_dir) == Path("runs", path.parent.name, path.stem)
+    assert config.model.name == path.stem
+
+
+def test_a_config_and_its_control_differ_in_the_network_only() -> None:
+    by_name = {path.stem: load_config(path) for path in CONFIGS}
+    for size in ("tiny", "resnet18"):
+        keys = differences(by_name[f"{size}_base_oc"], by_name[f"{size}_local"])
+        assert set(keys) == {"model.name", "train.run_dir"}
+
+
+def test_written_configs_are_read_back(tmp_path: Path) -> None:
+    content = {
+        **BASE,
+        "data": {
+            "name": "folder",
+            "folder": {"train": "a", "val": "b", "class_names": ["x", "y"], "mean": [0.5],
+                       "std": [0.25]},
+        },
+        "model": {"name": "tiny_local", "options": {"sizes": [1, 2], "aux": True, "dropout": 1e-5}},
+        "optim": {"lr": 4e-5, "clip_norm": 0.5},
+    }  # fmt: skip
+    config = load_config(write(tmp_path, content))
+    save_config(config, tmp_path / "resolved.yaml")
+    assert load_config(tmp_path / "resolved.yaml") == config
+
+
+def test_differences_are_named(tmp_path: Path) -> None:
+    config = load_config(write(tmp_path, BASE))
+    other = dataclasses.replace(
+        config,
+        train=dataclasses.replace(config.train, steps=9),
+        model=dataclasses.replace(config.model, options={"aux": True}),
+    )
+    assert differences(config, config) == {}
+    found = differences(config, other)
+    assert found["train.steps"] == (7, 9)
+    assert found["model.options.aux"] == (None, True)
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        ({**BASE, "foo": 1}, r"foo must be a known key \(data, model, train, optim\)"),
+        (changed("data", "foo", 1), r"data\.foo must be a known key \(name, mosaics"),
+        (changed("data", "mosaics", {"foo": 1}), r"data\.mosaics\.foo must be a known key"),
+        (changed("data", "mosaics", 3), r"data\.mosaics must be a section with keys, got 3"),
+        ({**BASE, "optim": None}, "optim must be a section with keys, got None"),
+        ({**BASE, "model": "tiny_local"}, "model must be a section with keys, got tiny_local"),
+        ({**BASE, "model": {}}, r"model\.name must be given, got nothing"),
+        ({"data": BASE["data"], "model": BASE["model"]}, r"train\.run_dir must be given"),
+        (changed("train", "steps", "many"), r"train\.steps must be a whole number, got many"),
+        (changed("train", "steps", 1.5), r"train\.steps must be a whole number, got 1\.5"),
+        (changed("train", "steps", 0), r"train\.steps must be at least 1, got 0"),
+        (changed("train", "run_dir", ""), r"train\.run_dir must name a folder"),
+        (changed("train", "device", "tpu"), r"train\.device must be auto, cpu, .* got tpu"),
+        (changed("train", "precision", "fp8"), "auto or fp32 or bf16, got fp8"),
+        (changed("optim", "clip_norm", "x"), r"optim\.clip_norm must be a number or null, got x"),
+        (changed("optim", "clip_norm", 0), r"optim\.clip_norm must be greater than 0, got 0"),
+        (changed("optim", "lr", 0), r"optim\.lr must be greater than 0, got 0"),
+        (changed("optim", "lr", float("nan")), r"optim\.lr must be greater than 0, got nan"),
+        (changed("optim", "momentum", 1), r"optim\.momentum must be at least 0 and below 1"),
+        (changed("model", "options", 3), r"model\.options must be a section of options, got 3"),
+        (changed("model", "options", {"num_classes": 3}), "leave num_classes to the data set"),
+        (changed("data", "name", "city"), r"data\.name must be mosaics or folder, got city"),
+        (changed("data", "name", "folder"), r"data\.folder\.train must be given when"),
+        ("just text", "the file must be a section with keys, got just text"),
+    ],
+)
+def test_wrong_configs_are_refused_in_one_sentence(
+    tmp_path: Path, content: Any, complaint: str
+) -> None:
+    with pytest.raises(ValueError, match=rf"^config: .*{complaint}") as caught:
+        load_config(write(tmp_path, content))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("argument", "complaint"),
+    [
+        ("--train.stepz=3", r"train\.stepz must be a known key"),
+        ("--steps=3", r"steps must be a known key"),
+        ("--train.steps=x", r"train\.steps must be a whole number, got x"),
+        ("--train.steps", r"train\.steps.* expected one argument"),
+        ("extra", "unrecognized arguments: extra"),
+    ],
+)
+def test_wrong_arguments_are_refused_in_one_sentence(
+    tmp_path: Path, argument: str, complaint: str
+) -> None:
+    with pytest.raises(ValueError, match=rf"^config: .*{complaint}"):
+        parse_config(["--config", str(write(tmp_path, BASE)), argument])
+
+
+def test_missing_and_broken_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"config must name a file, got .*none\.yaml"):
+        load_config(tmp_path / "none.yaml")
+    (tmp_path / "broken.yaml").write_text("a: [1,")
+    with pytest.raises(ValueError, match=r"broken\.yaml must be YAML"):
+        load_config(tmp_path / "broken.yaml")
+
+
+def test_configs_cannot_be_changed(tmp_path: Path) -> None:
+    config: RunConfig = load_config(write(tmp_path, BASE))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.train.steps = 3  # type: ignore[misc]
