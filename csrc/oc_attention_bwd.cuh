@@ -162,8 +162,9 @@ oc_attention_bwd_kernel(BwdParams<scalar_t> params) {
     }
     if (token_chunks == 0) continue;
 
-    // The gradient of the scores, of both roles; `scores` is turned into it in place. Padding is
-    // masked here once more: the product of a NaN row with a padded column is NaN, not 0.
+    // The gradient of the scores, of both roles; `scores` is turned into it in place. Padding has
+    // weight 0 and a finite factor, unless the owned row of grad_out or value is not finite; delta
+    // is not finite then, and the gradient of that row is NaN anyhow.
     acc_t products[kMicro][kMicro];
     if constexpr (kAsQuery) {
       inner_products<TileT>(products, stage, grad_out, place.first_row, value, first_col);
@@ -177,7 +178,7 @@ oc_attention_bwd_kernel(BwdParams<scalar_t> params) {
         OCNET_UNROLL
         for (int j = 0; j < kMicro; ++j) {
           const acc_t weight = masked_exponential(scores[i][j], row_lse[i], valid(i, j));
-          scores[i][j] = valid(i, j) ? weight * (products[i][j] - row_delta[i]) : acc_t(0);
+          scores[i][j] = weight * (products[i][j] - row_delta[i]);
         }
       }
     }
@@ -189,8 +190,7 @@ oc_attention_bwd_kernel(BwdParams<scalar_t> params) {
       for (int i = 0; i < kMicro; ++i) {
         OCNET_UNROLL
         for (int j = 0; j < kMicro; ++j) {
-          const acc_t gradient =
-              valid(i, j) ? key_weights[i][j] * (products[i][j] - col_delta[j]) : acc_t(0);
+          const acc_t gradient = key_weights[i][j] * (products[i][j] - col_delta[j]);
           scores[i][j] = kAsQuery ? scores[i][j] + gradient : gradient;
         }
       }

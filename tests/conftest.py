@@ -2,10 +2,14 @@
 """Seeding, NaN in uninitialised memory, and skips that say why."""
 
 import importlib.util
+import os
 from collections.abc import Iterator
 
 import pytest
 import torch
+
+# Deterministic algorithms on a GPU need it, and cuBLAS reads it once.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -41,7 +41,7 @@ def test_what_was_asked_for_is_built_or_refused() -> None:
     assert native_build.halves_to_build("none", FULL)[0] == []
     assert native_build.halves_to_build("cpu", FULL)[0] == ["cpu"]
     assert native_build.halves_to_build("cuda", FULL)[0] == ["cpu", "cuda"]
-    with pytest.raises(native_build.BuildError, match="OCNET_BUILD=cuda must .* no nvcc"):
+    with pytest.raises(native_build.BuildError, match=r"OCNET_BUILD=cuda must .* no nvcc"):
         native_build.halves_to_build("cuda", NO_NVCC)
     with pytest.raises(native_build.BuildError, match=r"OCNET_BUILD=cpu must .* no C\+\+ compiler"):
         native_build.halves_to_build("cpu", NO_CXX)
@@ -79,7 +79,9 @@ def _library(half: str) -> Path:
 def _needed(path: Path) -> list[str]:
     if shutil.which("readelf") is None:
         pytest.skip("no readelf")
-    text = subprocess.run(["readelf", "-d", path], capture_output=True, text=True, check=True).stdout
+    text = subprocess.run(
+        ["readelf", "-d", path], capture_output=True, text=True, check=True
+    ).stdout
     return re.findall(r"NEEDED.*\[(.+)\]", text)
 
 
@@ -90,7 +92,9 @@ def test_no_python_in_the_libraries() -> None:
         assert ".abi3." in path.name
         assert not any("python" in name for name in _needed(path))
         if shutil.which("nm"):
-            out = subprocess.run(["nm", "-D", path], capture_output=True, text=True, check=True).stdout
+            out = subprocess.run(
+                ["nm", "-D", path], capture_output=True, text=True, check=True
+            ).stdout
             assert not re.search(r"\bPy[A-Z_]", out)
             # Only the stable C interface of torch, no mangled C++ of it.
             assert not re.search(r"U _ZN?K?(2at|3c10)", out)

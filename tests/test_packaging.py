@@ -14,7 +14,9 @@ SOURCES = {".py", ".cpp", ".cu", ".cuh", ".h"}
 
 
 def _tracked() -> list[Path]:
-    done = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     if done.returncode != 0:
         pytest.skip("not a git checkout")
     return [ROOT / name for name in done.stdout.splitlines()]
@@ -57,7 +59,6 @@ def test_version_has_a_changelog_entry() -> None:
 def test_documented_environment_variables_are_the_ones_read() -> None:
     named = set(re.findall(r"`(OCNET_[A-Z_]+)`", (ROOT / "docs" / "environment.md").read_text()))
     code = "".join(
-        (ROOT / name).read_text()
-        for name in ("ocnet/_env.py", "tools/native_build.py", "setup.py")
+        (ROOT / name).read_text() for name in ("ocnet/_env.py", "tools/native_build.py", "setup.py")
     )
     assert named == set(re.findall(r"\bOCNET_(?!NAMESPACE|KEY)[A-Z_]+\b", code))

@@ -59,7 +59,8 @@ def find_toolchain() -> Toolchain:
     cxx = next((path for name in names if name and (path := shutil.which(name))), None)
     homes = [os.environ.get(name) for name in ("CUDA_HOME", "CUDA_PATH")] + ["/usr/local/cuda"]
     nvcc = shutil.which("nvcc") or next(
-        (path for home in homes if home and (path := shutil.which("nvcc", path=f"{home}/bin"))), None
+        (path for home in homes if home and (path := shutil.which("nvcc", path=f"{home}/bin"))),
+        None,
     )
     return Toolchain(cxx, nvcc, find_torch())
 
@@ -105,7 +106,9 @@ def _arch_flags() -> str:
 
 def _ninja_text(half: str, tools: Toolchain, target: Path) -> str:
     torch = tools.torch
-    common = f"-I{ROOT / 'csrc'} -I{torch}/include -DTORCH_TARGET_VERSION={STABLE_API} -O3 -std=c++17"
+    common = (
+        f"-I{ROOT / 'csrc'} -I{torch}/include -DTORCH_TARGET_VERSION={STABLE_API} -O3 -std=c++17"
+    )
     cuda = " -DUSE_CUDA" if half == "cuda" else ""
     sources = CUDA_SOURCES if half == "cuda" else CPU_SOURCES
     # Warnings inside torch's own headers are not ours to mend: they come in as system headers.

@@ -120,7 +120,7 @@ OCNET_DEVICE void multiply_tiles(typename TileT::acc_t (&sums)[TileT::kMicro][Ti
   constexpr int kMicro = TileT::kMicro;
   a += TileT::thread_row();
   b += TileT::thread_col();
-  OCNET_UNROLL_BY_8
+  OCNET_UNROLL_BY_4
   for (int k = 0; k < kRows; ++k) {
     const auto left = load_pack(a + k * TileT::kPitch);
     const auto right = load_pack(b + k * TileT::kPitch);

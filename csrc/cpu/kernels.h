@@ -13,7 +13,7 @@ namespace ocnet::cpu {
 // 96 and 192 are multiples of every register block below; three tiles, two accumulators and three resident blocks
 // of 256 channels take 0.7 MB in fp32, so a core's second-level cache holds them with the streamed panels.
 constexpr int64_t kResident = 96;
-constexpr int64_t kStream = 96;
+constexpr int64_t kStream = 192;
 
 // What a gradient tile needs. With resident tokens as queries, P = exp(s - lse[resident]) and it adds
 // P * (query_product - delta[resident]); as keys, P' = exp(s - lse[streamed]) and it adds

@@ -72,7 +72,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="ocnet bench",
         description="Measure attention on this device: the fused op, the plain formula (naive) and "
-        "torch's scaled_dot_product_attention (sdpa). Peaks are counted beyond the inputs.",
+        "torch's scaled_dot_product_attention (sdpa). 'Kept' is held for the backward pass; "
+        "peaks are counted beyond the inputs.",
     )
     add = parser.add_argument
     add("--sizes", nargs="+", default=["24", "48", "97"], help="rows x columns: 97 or 128x256")
@@ -103,10 +104,10 @@ def _table(measured: Sequence[Measurement]) -> Table:
     from ocnet.report.style import bytes_text, time_text
 
     table = Table("form", "tokens")
-    for heading in ("median", "p20", "p80", "kept for backward", "peak"):
+    for heading in ("median", "p20", "p80", "kept", "peak"):
         table.add_column(heading, justify="right")
     for m in measured:
-        tokens = f"{m.workload.H} x {m.workload.W} = {m.workload.L}"
+        tokens = f"{m.workload.H} x {m.workload.W}"
         if m.time is None:
             table.add_row(m.form, tokens, m.status, "", "", "", m.reason)
             continue

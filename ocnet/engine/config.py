@@ -322,7 +322,7 @@ def _check_keys(args: Sequence[str]) -> None:
     known, rest = words.parse_known_args(list(args))
     for path in known.config:
         if not path.is_file():
-            raise FileNotFoundError(f"config: config must name a file, got {path}")
+            raise FileNotFoundError(f"config: --config must name a file, got {path}")
         try:
             content = yaml.safe_load(path.read_text(encoding="utf-8"))
         except yaml.YAMLError as error:

@@ -211,8 +211,8 @@ def _photo_row(photo: NDArray[np.uint8], result: TrainResult) -> report.Attentio
 def _colour_row(photo: NDArray[np.uint8]) -> report.AttentionRow:
     """Attend by colour alone: no network, so what the map shows is the op and the picture.
 
-    With ``q = (c, 1)`` and ``k = (c, -|c|^2 / 2)`` the score ``<q, k>`` is ``-|c_q - c_k|^2 / 2`` up to a term
-    that the softmax over keys cancels.
+    With ``q = (c, 1)`` and ``k = (c, -|c|^2 / 2)`` the score ``<q, k>`` is ``-|c_q - c_k|^2 / 2`` up
+    to a term that the softmax over keys cancels.
     """
     small = cv2.cvtColor(_smaller(photo).astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
     colour = torch.from_numpy(small).permute(2, 0, 1)[None] / _COLOUR_SPREAD

@@ -55,7 +55,9 @@ def attention_backends() -> dict[str, Explanation]:
     kinds = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
     return {
         f"{kind} {str(dtype).removeprefix('torch.')}": BACKENDS.explain(
-            Problem(torch.device(kind), dtype, N=1, L=97 * 97, S=97 * 97, E=256, Ev=256, shared=True)
+            Problem(
+                torch.device(kind), dtype, N=1, L=97 * 97, S=97 * 97, E=256, Ev=256, shared=True
+            )
         )
         for kind in kinds
         for dtype in DTYPES

@@ -240,7 +240,7 @@ def _time_cuda(
 
 
 def _event() -> torch.cuda.Event:
-    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    return torch.cuda.Event(enable_timing=True)
 
 
 def available_bytes(device: torch.device) -> int | None:

@@ -238,7 +238,7 @@ class _Trainer:
         for key, (then, now) in differences(before, self._config).items():
             if key not in _FREE_KEYS:
                 raise ValueError(
-                    f"train: {key} must be {then} to continue the run in {self._run_dir} (use "
+                    f"config: {key} must be {then} to continue the run in {self._run_dir} (use "
                     f"another train.run_dir, or train.resume=never to start over), got {now}"
                 )
         return load_checkpoint(path)

@@ -30,9 +30,7 @@ def check_map(function: str, name: str, value: Any, dtypes: tuple[torch.dtype, .
             f"got {str(value.dtype).removeprefix('torch.')}"
         )
     if value.dim() != 4:
-        raise ValueError(
-            f"{function}: {name} must have shape (N, C, H, W), got {shape_of(value)}"
-        )
+        raise ValueError(f"{function}: {name} must have shape (N, C, H, W), got {shape_of(value)}")
     if value.shape[1] == 0 or value.shape[2] == 0 or value.shape[3] == 0:
         raise ValueError(
             f"{function}: {name} must have at least one channel, row and column, "

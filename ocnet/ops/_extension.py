@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-HOW_TO_BUILD = 'build it with `OCNET_BUILD={half} pip install -e . -v`'
+HOW_TO_BUILD = "build it with `OCNET_BUILD={half} pip install -e . -v`"
 
 
 class Library(NamedTuple):

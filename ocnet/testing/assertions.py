@@ -98,4 +98,6 @@ def assert_same_nonfinite(
         }
     for what, (a, b) in kinds.items():
         extra, lost = int((a & ~b).sum()), int((b & ~a).sum())
-        assert extra + lost == 0, f"{name}: {extra} {what} too many, {lost} missing of {int(b.sum())}"
+        assert extra + lost == 0, (
+            f"{name}: {extra} {what} too many, {lost} missing of {int(b.sum())}"
+        )

@@ -128,4 +128,4 @@ def test_unknown_commands_are_refused(words: list[str], capsys: pytest.CaptureFi
 def test_train_py_is_ocnet_train() -> None:
     done = run("train.py", "--config", "none.yaml")
     assert done.returncode == 2
-    assert done.stderr == "ocnet train: config: config must name a file, got none.yaml\n"
+    assert done.stderr == "ocnet train: config: --config must name a file, got none.yaml\n"

@@ -17,9 +17,17 @@ GOOD = (2, 4, 3, 5)
 CASES = {
     "rank": ((maps(2, 4, 15), maps(*GOOD), maps(*GOOD)), ValueError, "query must have shape"),
     "batch": ((maps(*GOOD), maps(1, 4, 3, 5), maps(*GOOD)), ValueError, "batch size of query, 2"),
-    "value batch": ((maps(*GOOD), maps(*GOOD), maps(3, 4, 3, 5)), ValueError, "value must have the b"),
+    "value batch": (
+        (maps(*GOOD), maps(*GOOD), maps(3, 4, 3, 5)),
+        ValueError,
+        "value must have the b",
+    ),
     "channels": ((maps(*GOOD), maps(2, 6, 3, 5), maps(*GOOD)), ValueError, "channels of query, 4"),
-    "positions": ((maps(*GOOD), maps(*GOOD), maps(2, 4, 5, 3)), ValueError, "rows and columns of key"),
+    "positions": (
+        (maps(*GOOD), maps(*GOOD), maps(2, 4, 5, 3)),
+        ValueError,
+        "rows and columns of key",
+    ),
     "integers": ((maps(*GOOD, dtype=torch.int64),) * 3, TypeError, "got int64"),
     "mixed": (
         (maps(*GOOD), maps(*GOOD, dtype=torch.float64), maps(*GOOD)),
@@ -33,7 +41,11 @@ CASES = {
     ),
     "no rows": ((maps(2, 4, 0, 5),) * 3, ValueError, "at least one channel, row and column"),
     "no channels": ((maps(2, 0, 3, 5),) * 3, ValueError, "at least one channel"),
-    "not a tensor": (([1.0], maps(*GOOD), maps(*GOOD)), TypeError, "query must be a tensor, got list"),
+    "not a tensor": (
+        ([1.0], maps(*GOOD), maps(*GOOD)),
+        TypeError,
+        "query must be a tensor, got list",
+    ),
 }
 
 

@@ -36,7 +36,9 @@ def test_half_precision_scores_are_float32() -> None:
 def test_gradients_flow() -> None:
     query = torch.randn(1, 3, 3, 3, dtype=torch.float64, requires_grad=True)
     key = torch.randn(1, 3, 2, 4, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda q, k: attention_rows(q, k, [(0, 1), (2, 2)]), (query, key))
+    assert torch.autograd.gradcheck(
+        lambda q, k: attention_rows(q, k, [(0, 1), (2, 2)]), (query, key)
+    )
 
 
 def test_no_tensor_is_as_large_as_the_matrix() -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ocnet.ops import _extension, explain, oc_attention
-from ocnet.ops._backends import SUPPORTED, Backends, Support, explain as explain_by_name
+from ocnet.ops._backends import SUPPORTED, Backends, Support
 from ocnet.ops.oc_attention import reference
 from ocnet.ops.oc_attention.autograd import BACKENDS
 
@@ -48,7 +48,9 @@ def test_taking_the_reference_is_said() -> None:
 
 def test_unknown_name() -> None:
     maps = torch.randn(1, 2, 3, 3)
-    with pytest.raises(ValueError, match=r"oc_attention: backend must be one of 'auto', 'cpu'.*'fast'"):
+    with pytest.raises(
+        ValueError, match=r"oc_attention: backend must be one of 'auto', 'cpu'.*'fast'"
+    ):
         oc_attention(maps, maps, maps, backend="fast")
 
 
@@ -70,8 +72,10 @@ def test_explain_of_a_refused_call_says_why() -> None:
 
 
 def test_explain_of_no_op() -> None:
-    with pytest.raises(ValueError, match=r"explain: op must be one of \['oc_attention'\], got 'relu'"):
-        explain_by_name("relu")
+    with pytest.raises(
+        ValueError, match=r"explain: op must be one of \['oc_attention'\], got 'relu'"
+    ):
+        explain("relu")
 
 
 def test_too_many_channels_are_refused_by_compiled_back_ends_only() -> None:
@@ -108,7 +112,9 @@ def test_missing_library_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
     _extension.load.cache_clear()
     try:
         maps = torch.randn(1, 2, 3, 3)
-        assert "OCNET_BUILD=cpu pip install" in explain(oc_attention, maps, maps, maps).reasons["cpu"]
+        assert (
+            "OCNET_BUILD=cpu pip install" in explain(oc_attention, maps, maps, maps).reasons["cpu"]
+        )
         with pytest.raises(RuntimeError, match="not built"):
             oc_attention(maps, maps, maps, backend="cpu")
     finally:

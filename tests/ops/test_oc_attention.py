@@ -85,7 +85,9 @@ def test_output_has_the_layout_of_the_query(backend: str, device: str, layout: s
 @pytest.mark.parametrize("shared", [True, False], ids=["shared", "separate"])
 def test_runs_repeat_bit_for_bit(backend: str, device: str, dtypes, shared: bool) -> None:
     for dtype in dtypes:
-        inputs = make_inputs(AttentionCase(2, 33, 20, (17, 19), dtype=dtype, shared=shared), 3, device)
+        inputs = make_inputs(
+            AttentionCase(2, 33, 20, (17, 19), dtype=dtype, shared=shared), 3, device
+        )
         first = run_op(inputs, backend).named()
         for _ in range(3):
             again = run_op(inputs, backend).named()
@@ -98,7 +100,9 @@ def test_large_features_do_not_overflow_half(backend: str, device: str) -> None:
     inputs = make_inputs(
         AttentionCase(1, 256, 16, (6, 6), dtype=torch.float16, shared=True), device=device
     )
-    loud = dataclasses.replace(inputs, query=(q := (inputs.query.detach() * 40).requires_grad_()), key=q)
+    loud = dataclasses.replace(
+        inputs, query=(q := (inputs.query.detach() * 40).requires_grad_()), key=q
+    )
     results = run_op(loud, backend)
     for name, tensor in results.named().items():
         assert tensor.isfinite().all(), name
@@ -143,7 +147,11 @@ def test_row_recovers_from_keys_at_minus_infinity(
 def test_row_of_minus_infinity_is_nan(backend: str, device: str) -> None:
     query = torch.ones(1, 4, 2, 2, device=device)
     key = torch.full((1, 4, 3, 3), -INF, device=device)
-    assert oc_attention(query, key, torch.randn(1, 5, 3, 3, device=device), backend=backend).isnan().all()
+    assert (
+        oc_attention(query, key, torch.randn(1, 5, 3, 3, device=device), backend=backend)
+        .isnan()
+        .all()
+    )
 
 
 @pytest.mark.parametrize("wanted", ["query", "key", "value", "query+value", "key+value"])

@@ -27,7 +27,9 @@ def test_opcheck(backend: str, device: str, layout: str, shared: bool) -> None:
         out, lse = FWD(x.query, key, x.value, None, backend)
         needs = (True, not shared, True)
         opcheck(BWD, (x.grad_out, x.query, key, x.value, out, lse, None, backend, *needs))
-        opcheck(BWD, (x.grad_out, x.query, key, x.value, out, lse, None, backend, False, False, True))
+        opcheck(
+            BWD, (x.grad_out, x.query, key, x.value, out, lse, None, backend, False, False, True)
+        )
 
 
 @pytest.mark.parametrize("dynamic", [True, False])

@@ -82,5 +82,5 @@ def test_misplaced_nonfinite_fails(number: float) -> None:
     with pytest.raises(AssertionError, match="1 missing"):
         assert_same_nonfinite("x", torch.zeros(3, 4), oracle, tell_apart=False)
     moved = oracle.roll(1)
-    with pytest.raises(AssertionError, match="1 .* too many, 1 missing"):
+    with pytest.raises(AssertionError, match=r"1 .* too many, 1 missing"):
         assert_same_nonfinite("x", moved, oracle)
