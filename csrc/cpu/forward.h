@@ -10,7 +10,6 @@
 #include "runtime.h"
 
 namespace ocnet::cpu {
-namespace {  // one file includes this
 
 // What one task of the forward pass needs besides its own index.
 template <typename T, typename Element>
@@ -22,9 +21,7 @@ struct Forward {
   T scale;
   T* lse;
 
-  int64_t value_width() const {
-    return round_up(out.channels, run.columns);
-  }
+  int64_t value_width() const { return round_up(out.channels, run.columns); }
   int64_t scratch_size() const {
     return kStream * kResident + kResident * (query.channels + value_width() + 3);
   }
@@ -45,16 +42,17 @@ struct Forward {
     for (int64_t token = 0; token < streamed; token += kStream) {
       const int64_t count = std::min(kStream, streamed - token);
       for (int64_t column = 0; column < used; column += run.columns) {
-        run.product(keys + token * query.channels, ceil_div(count, run.rows), resident + column * query.channels,
-                    query.channels, scale, tile + column);
+        run.product(keys + token * query.channels, ceil_div(count, run.rows),
+                    resident + column * query.channels, query.channels, scale, tile + column);
         run.softmax(tile + column, count, maximum + column, total + column, factor + column);
       }
       for (int64_t channel = 0; channel < width; channel += run.columns) {
-        run.accumulate(tile, ceil_div(used, run.rows), values + token * width + channel * count, count, factor,
-                       sums + channel, width);
+        run.accumulate(tile, ceil_div(used, run.rows), values + token * width + channel * count,
+                       count, factor, sums + channel, width);
       }
     }
-    unpack(sums, width, out, batch, start, used, [&](int64_t row, T sum) { return sum / total[row]; });
+    unpack(sums, width, out, batch, start, used,
+           [&](int64_t row, T sum) { return sum / total[row]; });
     for (int64_t row = 0; row < used; ++row) {
       lse[batch * query.tokens + start + row] = maximum[row] + std::log(total[row]);
     }
@@ -62,16 +60,21 @@ struct Forward {
 };
 
 template <typename T, typename Element>
-void forward(const torch::stable::Tensor& query, const torch::stable::Tensor& key, const torch::stable::Tensor& value,
-             double scale, const torch::stable::Tensor& out, const torch::stable::Tensor& lse) {
+void forward(const torch::stable::Tensor& query, const torch::stable::Tensor& key,
+             const torch::stable::Tensor& value, double scale, const torch::stable::Tensor& out,
+             const torch::stable::Tensor& lse) {
   const auto keys = matrices<const Element>(key), values = matrices<const Element>(value);
-  const Forward<T, Element> pass{kernels<T>(),   matrices<const Element>(query), matrices<Element>(out),
-                                 keys.tokens,    static_cast<T>(scale),          static_cast<T*>(lse.data_ptr())};
-  const int64_t tiles = ceil_div(keys.tokens, kStream), blocks = ceil_div(pass.query.tokens, kResident);
+  const Forward<T, Element> pass{kernels<T>(),           matrices<const Element>(query),
+                                 matrices<Element>(out), keys.tokens,
+                                 static_cast<T>(scale),  static_cast<T*>(lse.data_ptr())};
+  const int64_t tiles = ceil_div(keys.tokens, kStream);
+  const int64_t blocks = ceil_div(pass.query.tokens, kResident);
   const int64_t batches = query.size(0), at_once = batches_at_once(batches, tiles);
-  const int64_t key_size = tiles * kStream * keys.channels, value_size = tiles * kStream * pass.value_width();
+  const int64_t key_size = tiles * kStream * keys.channels;
+  const int64_t value_size = tiles * kStream * pass.value_width();
   const int64_t workers = worker_count(at_once * std::max(tiles, blocks));
-  const Buffer<T> packed_keys(query, at_once * key_size), packed_values(query, at_once * value_size);
+  const Buffer<T> packed_keys(query, at_once * key_size);
+  const Buffer<T> packed_values(query, at_once * value_size);
   const Buffer<T> scratch(query, workers * pass.scratch_size());
   std::fill(scratch.data(), scratch.data() + workers * pass.scratch_size(), T(0));
   for (int64_t first = 0; first < batches; first += at_once) {
@@ -86,11 +89,11 @@ void forward(const torch::stable::Tensor& query, const torch::stable::Tensor& ke
     });
     run_tasks(here * blocks, workers, [&](int64_t worker, int64_t index) {
       const int64_t item = index / blocks;
-      pass.block(packed_keys.data() + item * key_size, packed_values.data() + item * value_size, first + item,
-                 index % blocks * kResident, scratch.data() + worker * pass.scratch_size());
+      pass.block(packed_keys.data() + item * key_size, packed_values.data() + item * value_size,
+                 first + item, index % blocks * kResident,
+                 scratch.data() + worker * pass.scratch_size());
     });
   }
 }
 
-}  // namespace
 }  // namespace ocnet::cpu

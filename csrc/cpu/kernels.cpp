@@ -43,13 +43,16 @@ struct Float<float> {
   using Bits = uint32_t;
   static constexpr int kMantissaBits = 23;
   static constexpr Bits kOne = 0x3f800000u;
-  static constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it leaves the rounded integer in the low bits
+  // 1.5 * 2^23: adding it leaves the rounded integer in the low bits.
+  static constexpr float kRound = 12582912.0f;
   static constexpr float kLog2e = 1.44269504088896340736f;
-  static constexpr float kLn2Hi = 0.693359375f;  // few bits, so that its product with an integer is exact
+  // ln(2) in two parts, the first with so few bits that its product with an integer is exact.
+  static constexpr float kLn2Hi = 0.693359375f;
   static constexpr float kLn2Lo = -2.12194440054690583e-4f;
   static constexpr float kSmallest = -87.0f;   // below it the result would be subnormal
   static constexpr float kZero = -103.97208f;  // below it the nearest float is 0
-  static constexpr int kDegree = 7;  // Taylor on |f| <= ln(2) / 2: the remainder is a tenth of an ulp
+  // Taylor on |f| <= ln(2) / 2: the remainder is a tenth of an ulp.
+  static constexpr int kDegree = 7;
 };
 
 template <>
@@ -57,7 +60,7 @@ struct Float<double> {
   using Bits = uint64_t;
   static constexpr int kMantissaBits = 52;
   static constexpr Bits kOne = 0x3ff0000000000000u;
-  static constexpr double kRound = 6755399441055744.0;  // 1.5 * 2^52
+  static constexpr double kRound = 6755399441055744.0;
   static constexpr double kLog2e = 1.44269504088896340736;
   static constexpr double kLn2Hi = 0.693147180369123816490;
   static constexpr double kLn2Lo = 1.90821492927058770002e-10;
@@ -75,11 +78,12 @@ constexpr T inverse_factorial(int n) {
   return T(1) / product;
 }
 
-// 16-byte vectors are in the base of x86-64 (SSE2) and of aarch64 (NEON); without vectors a "vector" is one number.
+// 16-byte vectors are in the base of x86-64 (SSE2) and of aarch64 (NEON); without vectors a
+// "vector" is one number.
 namespace portable {
 constexpr int kBytes = OCNET_VECTORS ? 16 : 1;
 constexpr int kRows = 6;
-#include "kernels.inc"
+#include "kernels_impl.h"
 }  // namespace portable
 
 #if OCNET_X86
@@ -92,11 +96,12 @@ constexpr int kRows = 6;
 namespace avx2 {
 constexpr int kBytes = 32;
 constexpr int kRows = 6;
-#include "kernels.inc"
+#include "kernels_impl.h"
 }  // namespace avx2
 #if defined(__clang__)
 #pragma clang attribute pop
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma"))), apply_to = function)
+#pragma clang attribute push( \
+    __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma"))), apply_to = function)
 #else
 #pragma GCC pop_options
 #pragma GCC push_options
@@ -105,7 +110,7 @@ constexpr int kRows = 6;
 namespace avx512 {
 constexpr int kBytes = 64;
 constexpr int kRows = 12;
-#include "kernels.inc"
+#include "kernels_impl.h"
 }  // namespace avx512
 #if defined(__clang__)
 #pragma clang attribute pop
@@ -117,8 +122,8 @@ constexpr int kRows = 12;
 template <typename T>
 const Kernels<T>& choose() {
 #if OCNET_X86
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-      __builtin_cpu_supports("avx512vl")) {
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
     return avx512::table<T>();
   }
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {

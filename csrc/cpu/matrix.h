@@ -11,21 +11,13 @@
 
 namespace ocnet::cpu {
 
-inline int64_t ceil_div(int64_t a, int64_t b) {
-  return (a + b - 1) / b;
-}
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-inline int64_t round_up(int64_t a, int64_t b) {
-  return ceil_div(a, b) * b;
-}
+inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
-inline double widen(double value) {
-  return value;
-}
+inline double widen(double value) { return value; }
 
-inline float widen(float value) {
-  return value;
-}
+inline float widen(float value) { return value; }
 
 inline float from_bits(uint32_t bits) {
   float value;
@@ -33,13 +25,11 @@ inline float from_bits(uint32_t bits) {
   return value;
 }
 
-inline float widen(c10::BFloat16 value) {
-  return from_bits(uint32_t{value.x} << 16);
-}
+inline float widen(c10::BFloat16 value) { return from_bits(uint32_t{value.x} << 16); }
 
 inline float widen(c10::Half value) {
-  // Shifted into place, the exponent is 112 too small; one exact product repairs it, for subnormals too. No branch, so
-  // that loops over this become vector code.
+  // Shifted into place, the exponent is 112 too small; one exact product repairs it, for subnormals
+  // too. No branch, so that loops over this become vector code.
   const uint32_t magnitude = uint32_t{value.x} & 0x7fffu;
   const float scaled = from_bits(magnitude << 13) * from_bits((127u + 112u) << 23);
   uint32_t bits;
@@ -60,11 +50,11 @@ struct Matrices {
   }
 };
 
-// panels[p][d][w] = source[(p * width + w) * across + d * along]: the layout that a register block reads in order.
-// The last panel is filled up with zeros.
+// panels[p][d][w] = source[(p * width + w) * across + d * along]: the layout that a register block
+// reads in order. The last panel is filled up with zeros.
 template <typename T, typename Element>
-void pack(const Element* source, int64_t count, int64_t depth, int64_t across, int64_t along, int64_t width,
-          T* panels) {
+void pack(const Element* source, int64_t count, int64_t depth, int64_t across, int64_t along,
+          int64_t width, T* panels) {
   for (int64_t start = 0; start < count; start += width) {
     const int64_t used = std::min(width, count - start);
     const Element* from = source + start * across;
@@ -88,24 +78,27 @@ void pack(const Element* source, int64_t count, int64_t depth, int64_t across, i
   }
 }
 
-// `count` tokens from `token` on as panels of tokens (depth: channels), the operands of a product over channels.
+// `count` tokens from `token` on as panels of tokens (depth: channels), the operands of a product
+// over channels.
 template <typename T, typename Element>
-void pack_by_token(const Matrices<Element>& from, int64_t batch, int64_t token, int64_t count, int64_t width,
-                   T* panels) {
-  pack(from.at(batch, token), count, from.channels, from.token_stride, from.channel_stride, width, panels);
+void pack_by_token(const Matrices<Element>& from, int64_t batch, int64_t token, int64_t count,
+                   int64_t width, T* panels) {
+  pack(from.at(batch, token), count, from.channels, from.token_stride, from.channel_stride, width,
+       panels);
 }
 
 // The same tokens as panels of channels (depth: tokens), the right operand of a sum over tokens.
 template <typename T, typename Element>
-void pack_by_channel(const Matrices<Element>& from, int64_t batch, int64_t token, int64_t count, int64_t width,
-                     T* panels) {
-  pack(from.at(batch, token), from.channels, count, from.channel_stride, from.token_stride, width, panels);
+void pack_by_channel(const Matrices<Element>& from, int64_t batch, int64_t token, int64_t count,
+                     int64_t width, T* panels) {
+  pack(from.at(batch, token), from.channels, count, from.channel_stride, from.token_stride, width,
+       panels);
 }
 
 // to[token][channel] = narrow(convert(token, value)) for `count` rows of an accumulator.
 template <typename T, typename Element, typename Convert>
-void unpack(const T* rows, int64_t row_stride, const Matrices<Element>& to, int64_t batch, int64_t token, int64_t count,
-            const Convert& convert) {
+void unpack(const T* rows, int64_t row_stride, const Matrices<Element>& to, int64_t batch,
+            int64_t token, int64_t count, const Convert& convert) {
   Element* target = to.at(batch, token);
   if (to.channel_stride <= to.token_stride) {
     for (int64_t r = 0; r < count; ++r) {

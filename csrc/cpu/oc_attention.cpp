@@ -14,15 +14,20 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-void check_matrix(const Tensor& tensor, const Tensor& query, int64_t tokens, int64_t channels, const char* name) {
-  STD_TORCH_CHECK(tensor.dim() == 3 && tensor.size(0) == query.size(0) && tensor.size(1) == tokens &&
-                      tensor.size(2) == channels && tensor.scalar_type() == query.scalar_type() && tensor.is_cpu(),
-                  "oc_attention: ", name, " must be a CPU tensor (N, tokens, channels) of the query's dtype that fits the others");
+void check_matrix(const Tensor& tensor, const Tensor& query, int64_t tokens, int64_t channels,
+                  const char* name) {
+  STD_TORCH_CHECK(
+      tensor.dim() == 3 && tensor.size(0) == query.size(0) && tensor.size(1) == tokens &&
+          tensor.size(2) == channels && tensor.scalar_type() == query.scalar_type() &&
+          tensor.is_cpu(),
+      "oc_attention: ", name,
+      " must be a CPU tensor (N, tokens, channels) of the query's dtype that fits the others");
 }
 
-void check(const Tensor& query, const std::optional<Tensor>& key, const Tensor& value, const Tensor& out,
-           const Tensor& lse) {
-  STD_TORCH_CHECK(query.dim() == 3 && value.dim() == 3, "oc_attention: query and value must have three dimensions");
+void check(const Tensor& query, const std::optional<Tensor>& key, const Tensor& value,
+           const Tensor& out, const Tensor& lse) {
+  STD_TORCH_CHECK(query.dim() == 3 && value.dim() == 3,
+                  "oc_attention: query and value must have three dimensions");
   const int64_t streamed = key ? value.size(1) : query.size(1);
   check_matrix(query, query, query.size(1), query.size(2), "query");
   if (key) {
@@ -30,10 +35,12 @@ void check(const Tensor& query, const std::optional<Tensor>& key, const Tensor& 
   }
   check_matrix(value, query, streamed, value.size(2), "value");
   check_matrix(out, query, query.size(1), value.size(2), "out");
-  const ScalarType wide = query.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+  const ScalarType wide =
+      query.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
   STD_TORCH_CHECK(lse.dim() == 2 && lse.size(0) == query.size(0) && lse.size(1) == query.size(1) &&
                       lse.scalar_type() == wide && lse.is_contiguous() && lse.is_cpu(),
-                  "oc_attention: lse must be a contiguous CPU tensor (N, L), float64 for float64 and else float32");
+                  "oc_attention: lse must be a contiguous CPU tensor (N, L), float64 for float64 "
+                  "and else float32");
 }
 
 // Calls run(T{}, Element{}) for the type of the sums and the type in memory.
@@ -61,7 +68,8 @@ void oc_attention_fwd(torch::stable::Tensor query, std::optional<torch::stable::
                       torch::stable::Tensor lse) {
   cpu::check(query, key, value, out, lse);
   cpu::dispatch(query.scalar_type(), [&](auto wide, auto element) {
-    cpu::forward<decltype(wide), decltype(element)>(query, key ? *key : query, value, scale, out, lse);
+    cpu::forward<decltype(wide), decltype(element)>(query, key ? *key : query, value, scale, out,
+                                                    lse);
   });
 }
 
@@ -84,8 +92,8 @@ void oc_attention_bwd(torch::stable::Tensor grad_out, torch::stable::Tensor quer
     cpu::check_matrix(*grad_value, query, value.size(1), value.size(2), "grad_value");
   }
   cpu::dispatch(query.scalar_type(), [&](auto wide, auto element) {
-    cpu::backward<decltype(wide), decltype(element)>(grad_out, query, key, value, out, lse, scale, grad_query,
-                                                     grad_key, grad_value);
+    cpu::backward<decltype(wide), decltype(element)>(grad_out, query, key, value, out, lse, scale,
+                                                     grad_query, grad_key, grad_value);
   });
 }
 

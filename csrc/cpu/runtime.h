@@ -16,38 +16,33 @@
 #endif
 
 namespace ocnet::cpu {
-namespace {  // one file includes this
 
-// Uninitialised memory from torch's allocator (64-byte aligned, seen by its profiler), freed with the object.
+// Uninitialised memory from torch's allocator (64-byte aligned, seen by its profiler), freed with
+// the object.
 template <typename T>
 class Buffer {
  public:
   Buffer(const torch::stable::Tensor& like, int64_t count)
       : tensor_(torch::stable::new_empty(like, {count},
-                                         sizeof(T) == sizeof(double) ? torch::headeronly::ScalarType::Double
-                                                                     : torch::headeronly::ScalarType::Float)),
+                                         sizeof(T) == sizeof(double)
+                                             ? torch::headeronly::ScalarType::Double
+                                             : torch::headeronly::ScalarType::Float)),
         data_(static_cast<T*>(tensor_.mutable_data_ptr())) {}
 
-  T* data() const {
-    return data_;
-  }
+  T* data() const { return data_; }
 
  private:
   torch::stable::Tensor tensor_;
   T* data_;
 };
 
-// While one lives, results too small for a normal number become 0: weights near the limit of exp would otherwise
-// make every product that meets them many times slower on x86.
+// While one lives, results too small for a normal number become 0: weights near the limit of exp
+// would otherwise make every product that meets them many times slower on x86.
 class FlushSubnormals {
  public:
 #if defined(__x86_64__)
-  FlushSubnormals() : saved_(_mm_getcsr()) {
-    _mm_setcsr(saved_ | _MM_FLUSH_ZERO_ON);
-  }
-  ~FlushSubnormals() {
-    _mm_setcsr(saved_);
-  }
+  FlushSubnormals() : saved_(_mm_getcsr()) { _mm_setcsr(saved_ | _MM_FLUSH_ZERO_ON); }
+  ~FlushSubnormals() { _mm_setcsr(saved_); }
 
  private:
   unsigned int saved_;
@@ -61,21 +56,26 @@ class FlushSubnormals {
 
 template <typename Element>
 Matrices<Element> matrices(const torch::stable::Tensor& tensor) {
-  return {static_cast<Element*>(tensor.data_ptr()), tensor.size(1), tensor.size(2), tensor.stride(0), tensor.stride(1),
+  return {static_cast<Element*>(tensor.data_ptr()),
+          tensor.size(1),
+          tensor.size(2),
+          tensor.stride(0),
+          tensor.stride(1),
           tensor.stride(2)};
 }
 
-// Batch items whose packed copies live at the same time: enough blocks to keep many cores busy, not more.
+// Batch items whose packed copies live together: enough blocks to keep many cores busy, not more.
 inline int64_t batches_at_once(int64_t batches, int64_t blocks) {
-  return std::min(batches, ceil_div(256, blocks));
+  return std::min(batches, ceil_div(64, blocks));
 }
 
 inline int64_t worker_count(int64_t tasks) {
   return std::max<int64_t>(1, std::min<int64_t>(torch::stable::get_num_threads(), tasks));
 }
 
-// Calls task(worker, index) for every index below `tasks`. A worker takes the next index when it is free; results do
-// not depend on who took what, because no task reads what another writes. `worker` tells scratch memory apart.
+// Calls task(worker, index) for every index below `tasks`. A worker takes the next index when it is
+// free; results do not depend on who took what, because no task reads what another writes. `worker`
+// tells scratch memory apart.
 template <typename Task>
 void run_tasks(int64_t tasks, int64_t workers, const Task& task) {
   std::atomic<int64_t> next{0};
@@ -87,5 +87,4 @@ void run_tasks(int64_t tasks, int64_t workers, const Task& task) {
   });
 }
 
-}  // namespace
 }  // namespace ocnet::cpu

@@ -51,7 +51,8 @@ def _covering() -> list[Case]:
         cases.append(Case(kernel, BF16, 90, 256, 256))
         cases.append(Case(kernel, FP16, 80, 512, 512, layout="nchw"))
     for kernel in ("value", "feature_shared"):
-        cases.append(Case(kernel, BF16, 80, 256, 256))
+        # one slice of the 256 / 256 tile, which is then kept on chip whole
+        cases.append(Case(kernel, BF16, 80, 256, 128))
         cases.append(Case(kernel, FP16, 90, 256, 512, layout="nchw"))
     cases.append(Case("feature_shared", FP32, 80, 512, 512))
     cases.append(Case("feature_shared", FP32, 90, 512, 512, precision="tf32"))
@@ -71,7 +72,7 @@ def _everything_else() -> list[Case]:
     cases += [
         Case(kernel, dtype, capability, e, ev, precision, "nchw")
         for kernel, (dtype, precision), capability, (e, ev) in itertools.product(
-            KERNELS, floats, (80, 89, 90), published
+            KERNELS, floats, (80, 90), published
         )
     ]
     return [case for case in cases if case not in set(_covering())]

@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: MIT
-// No include guard: kernels.cpp includes this file once for every instruction set, inside a namespace of its own that
-// defines kBytes (of a vector) and kRows (of a register block) and inside a region that selects the instruction set.
-// Whatever holds a vector is defined here, because a vector that is wider than the selected set is split when a
-// function is read, not when it is inlined. This file includes nothing, for the same reason.
+// No include guard: kernels.cpp includes this file once for every instruction set, inside a
+// namespace of its own that defines kBytes (of a vector) and kRows (of a register block) and inside
+// a region that selects the instruction set. Whatever holds a vector is defined here, because a
+// vector that is wider than the selected set is split when a function is read, not when it is
+// inlined. This file includes nothing, for the same reason.
 
 template <typename T>
-constexpr int kLanes = kBytes / static_cast<int>(sizeof(T)) > 1 ? kBytes / static_cast<int>(sizeof(T)) : 1;
+constexpr int kLanes =
+    kBytes / static_cast<int>(sizeof(T)) > 1 ? kBytes / static_cast<int>(sizeof(T)) : 1;
 
 #if OCNET_VECTORS
 template <typename T>
@@ -35,7 +37,8 @@ OCNET_INLINE void store(T* target, V value) {
 
 template <typename V, typename T>
 OCNET_INLINE V fill(T value) {
-  return value - V{};  // a plain broadcast: x - 0 is x even for -0, so the compiler drops the subtraction
+  // A plain broadcast: x - 0 is x even for -0, so the compiler drops the subtraction.
+  return value - V{};
 }
 
 template <typename To, typename From>
@@ -46,9 +49,9 @@ OCNET_INLINE To bit_copy(From from) {
   return to;
 }
 
-// exp(x) for x <= 0; a positive x counts as 0, NaN stays NaN. About 1 ulp down to the smallest normal number.
-// Results that would be subnormal are the smallest normal number instead: still not 0 (0 * inf would be NaN where
-// the exact weight gives inf) and never a slow operand.
+// exp(x) for x <= 0; a positive x counts as 0, NaN stays NaN. About 1 ulp down to the smallest
+// normal number. Results that would be subnormal are the smallest normal number instead: still not
+// 0 (0 * inf would be NaN where the exact weight gives inf) and never a slow operand.
 template <typename T>
 OCNET_INLINE Vector<T> exp_nonpositive(Vector<T> x) {
   using V = Vector<T>;
@@ -76,11 +79,13 @@ constexpr int kWide = 2;
 template <typename T>
 constexpr int kPanel = kWide * kLanes<T>;
 
-// sum over depth of left[k * step + row] * right[k * panel + column], one fused chain in order of k for each element.
-// Stores scale * sum, or factor[row] * c + sum.
+// sum over depth of left[k * step + row] * right[k * panel + column], one fused chain in order of k
+// for each element. Stores scale * sum, or factor[row] * c + sum. Meanwhile it fetches what comes
+// next into the second-level cache: `ahead`, by `ahead_step` for each k.
 template <typename T, bool Accumulate>
-OCNET_INLINE void register_block(const T* left, int64_t step, const T* right, int64_t depth, T scale, const T* factor,
-                                 T* c, int64_t c_stride, const T* ahead, int64_t ahead_step) {
+OCNET_INLINE void register_block(const T* left, int64_t step, const T* right, int64_t depth,
+                                 T scale, const T* factor, T* c, int64_t c_stride, const T* ahead,
+                                 int64_t ahead_step) {
   using V = Vector<T>;
   V sums[kRows][kWide] = {};
   for (int64_t k = 0; k < depth; ++k) {
@@ -109,15 +114,16 @@ OCNET_INLINE void register_block(const T* left, int64_t step, const T* right, in
 template <typename T>
 void product(const T* left, int64_t groups, const T* right, int64_t depth, T scale, T* tile) {
   for (int64_t group = 0; group < groups; ++group) {
-    register_block<T, false>(left, kRows, right, depth, scale, nullptr, tile, kResident, left + kRows * depth, kRows);
+    register_block<T, false>(left, kRows, right, depth, scale, nullptr, tile, kResident,
+                             left + kRows * depth, kRows);
     left += kRows * depth;
     tile += kRows * kResident;
   }
 }
 
 template <typename T>
-void accumulate(const T* tile, int64_t groups, const T* right, int64_t depth, const T* factor, T* output,
-                int64_t output_stride) {
+void accumulate(const T* tile, int64_t groups, const T* right, int64_t depth, const T* factor,
+                T* output, int64_t output_stride) {
   const int64_t step = (kPanel<T> + groups - 1) / groups;
   for (int64_t group = 0; group < groups; ++group) {
     register_block<T, true>(tile, kResident, right, depth, T(1), factor, output, output_stride,
@@ -128,8 +134,9 @@ void accumulate(const T* tile, int64_t groups, const T* right, int64_t depth, co
   }
 }
 
-// result[column] = sum over depth of left * right, element by element: the chain of register_block, so that where an
-// output row equals one value row, its delta equals that product to the last bit and their difference is 0.
+// result[column] = sum over depth of left * right, element by element: the chain of register_block,
+// so that where an output row equals one value row, its delta equals that product to the last bit
+// and their difference is 0.
 template <typename T>
 void dot(const T* left, const T* right, int64_t depth, T* result) {
   using V = Vector<T>;
@@ -145,7 +152,8 @@ void dot(const T* left, const T* right, int64_t depth, T* result) {
   }
 }
 
-// Columns whose maximum is +inf: all their weights are NaN, and only a NaN score makes the log of the sum NaN too.
+// Columns whose maximum is +inf: all their weights are NaN, and only a NaN score makes the log of
+// the sum NaN too.
 template <typename T>
 T infinite_sum(const T* column, int64_t streamed, T sum) {
   bool is_nan = std::isnan(sum);
@@ -166,7 +174,8 @@ void softmax(T* tile, int64_t streamed, T* maximum, T* sum, T* factor) {
   for (int64_t s = 0; s < streamed; ++s) {
     for (int part = 0; part < kWide; ++part) {
       const V score = load<V>(tile + s * kResident + part * kLanes<T>);
-      highest[part] = score > highest[part] ? score : highest[part];  // a NaN is passed over; its weight is NaN anyway
+      // A NaN is passed over; its weight is NaN anyway.
+      highest[part] = score > highest[part] ? score : highest[part];
     }
   }
   T infinite[kPanel<T>];
@@ -181,10 +190,11 @@ void softmax(T* tile, int64_t streamed, T* maximum, T* sum, T* factor) {
   }
   V shift[kWide], total[kWide] = {};
   for (int part = 0; part < kWide; ++part) {
-    // A column without a finite score so far is shifted by 0: its weights are exp(-inf) = 0, not NaN.
+    // A column of -inf so far is shifted by 0: its weights are exp(-inf) = 0, not NaN.
     shift[part] = highest[part] == fill<V>(-kInfinity) ? V{} : highest[part];
   }
-  for (int64_t start = 0; start < streamed; start += 16) {  // short partial sums lose less than one long one
+  // Short partial sums lose less than one long one.
+  for (int64_t start = 0; start < streamed; start += 16) {
     const int64_t end = start + 16 < streamed ? start + 16 : streamed;
     V partial[kWide] = {};
     for (int64_t s = start; s < end; ++s) {

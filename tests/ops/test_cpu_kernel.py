@@ -1,0 +1,328 @@
+# SPDX-License-Identifier: MIT
+"""What is special to the C++ CPU kernel: tiles, threads, strides, memory, what no number may do."""
+
+import itertools
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+from ocnet.ops import _extension
+from ocnet.testing import (
+    AttentionCase,
+    assert_as_accurate,
+    assert_same_nonfinite,
+    eager_results,
+    make_inputs,
+    oracle_results,
+    run_op,
+    summed_magnitudes,
+)
+
+pytestmark = pytest.mark.native
+
+INF, NAN = float("inf"), float("nan")
+# Tokens of a resident block and of a streamed tile, and the channels of the widest panel (csrc/cpu).
+RESIDENT, STREAM, PANEL = 96, 192, 32
+
+
+class Call(NamedTuple):
+    """Token matrices of one call, (N, tokens, channels)."""
+
+    query: Tensor
+    key: Tensor | None
+    value: Tensor
+    grad_out: Tensor
+    scale: float
+
+
+@pytest.fixture(autouse=True)
+def _kernel() -> Iterator[None]:
+    library = _extension.load("cpu")
+    if library.path is None:
+        pytest.skip(str(library.problem))
+    assert library.problem is None, library.problem
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def make_call(n: int, l: int, s: int | None, e: int, ev: int, dtype=torch.float32) -> Call:
+    def draw(tokens: int, channels: int) -> Tensor:
+        return torch.randn(n, tokens, channels, dtype=torch.float64).to(dtype)
+
+    keys = l if s is None else s
+    key = None if s is None else draw(s, e)
+    return Call(draw(l, e), key, draw(keys, ev), draw(l, ev), e**-0.5)
+
+
+def run(call: Call, wanted: tuple[bool, bool, bool] = (True, True, True)) -> list[Tensor | None]:
+    """Return out, lse, and the gradients of query, key and value where they are wanted."""
+    query, key, value, grad_out, scale = call
+    wide = torch.float64 if query.dtype == torch.float64 else torch.float32
+    out, lse = torch.empty_like(grad_out), torch.empty(query.shape[:2], dtype=wide)
+    torch.ops.ocnet_cpu.oc_attention_fwd(query, key, value, scale, out, lse)
+    grads = [
+        torch.empty_like(t, memory_format=torch.contiguous_format) if w and t is not None else None
+        for t, w in zip((query, key, value), wanted, strict=True)
+    ]
+    torch.ops.ocnet_cpu.oc_attention_bwd(grad_out, query, key, value, out, lse, scale, *grads)
+    return [out, lse, *grads]
+
+
+def plain(call: Call) -> list[Tensor | None]:
+    """Return the same by the plain formula, in the dtype of the call."""
+    query, value = (t.detach().clone().requires_grad_() for t in (call.query, call.value))
+    key = query if call.key is None else call.key.detach().clone().requires_grad_()
+    scores = query @ key.mT * call.scale
+    out = scores.softmax(-1) @ value
+    out.backward(call.grad_out)
+    grad_key = None if call.key is None else key.grad
+    return [out.detach(), scores.detach().logsumexp(-1), query.grad, grad_key, value.grad]
+
+
+def assert_same_bits(left: list[Tensor | None], right: list[Tensor | None]) -> None:
+    for name, a, b in zip(("out", "lse", "query", "key", "value"), left, right, strict=True):
+        if a is not None and b is not None:
+            assert torch.equal(a, b), f"{name}: {int((a != b).sum())} of {a.numel()} differ"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("keys", [None, 401], ids=["shared", "separate"])
+@pytest.mark.parametrize("n", [1, 3])
+def test_same_bits_for_any_number_of_threads(n: int, keys: int | None, dtype) -> None:
+    call = make_call(n, 301, keys, 40, 24, dtype)
+    expected = run(call)
+    for threads in (2, 2, 3, 1):
+        torch.set_num_threads(threads)
+        assert_same_bits(run(call), expected)
+
+
+@pytest.mark.parametrize("keys", [None, 7], ids=["shared", "separate"])
+def test_a_batch_item_does_not_depend_on_the_others(keys: int | None) -> None:
+    # More items than are packed together: the second round reuses the memory of the first.
+    call = make_call(70, 5, keys, 3, 2)
+    together = run(call)
+    for item in (0, 1, 63, 64, 69):
+        part = slice(item, item + 1)
+        key = None if call.key is None else call.key[part]
+        alone = run(Call(call.query[part], key, call.value[part], call.grad_out[part], call.scale))
+        assert_same_bits(alone, [None if t is None else t[part] for t in together])
+
+
+def check(case: AttentionCase) -> None:
+    inputs = make_inputs(case)
+    actual, oracle = run_op(inputs, "cpu").named(), oracle_results(inputs).named()
+    eager = [results.named() for results in eager_results(inputs)]
+    sizes = summed_magnitudes(inputs).named()
+    keys = case.size if case.key_size is None else case.key_size
+    terms = case.e + case.ev + case.size[1] + keys[1]
+    for name, result in actual.items():
+        runs = [results[name] for results in eager]
+        assert_as_accurate(f"{case}: {name}", result, oracle[name], runs, sizes[name], terms)
+
+
+def around(size: int) -> tuple[int, int, int]:
+    return size - 1, size, size + 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_sizes_around_a_tile(dtype) -> None:
+    for l, s in itertools.product(around(RESIDENT), around(STREAM)):
+        check(AttentionCase(1, 7, 5, (1, l), (1, s), dtype=dtype))
+    for l in (*around(RESIDENT), *around(STREAM), 2 * STREAM + 1):
+        check(AttentionCase(1, 7, 5, (1, l), dtype=dtype, shared=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_channels_around_a_panel(dtype) -> None:
+    for e, ev in itertools.product(around(PANEL), around(PANEL)):
+        for shared in (True, False):
+            check(AttentionCase(1, e, ev, (1, 50), dtype=dtype, shared=shared))
+
+
+def spread(tensor: Tensor) -> Tensor:
+    """Return the same numbers with gaps between them in every dimension."""
+    wide = torch.full([3 * size + 1 for size in tensor.shape], NAN, dtype=tensor.dtype)
+    view = wide[tuple(slice(1, 1 + 3 * size, 3) for size in tensor.shape)]
+    return view.copy_(tensor)
+
+
+LAYOUTS = {
+    "channels_first": lambda t: t.mT.contiguous().mT,
+    "tokens_first": lambda t: t.transpose(0, 1).contiguous().transpose(0, 1),
+    "gaps": spread,
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("keys", [None, 197], ids=["shared", "separate"])
+def test_strides_change_no_bit(keys: int | None, layout: str, dtype) -> None:
+    call = make_call(2, 101, keys, 37, 19, dtype)
+    arrange = LAYOUTS[layout]
+    tensors = [None if t is None else arrange(t) for t in call[:4]]
+    assert_same_bits(run(Call(*tensors, call.scale)), run(call))
+
+
+def test_expanded_inputs() -> None:
+    call = make_call(3, 9, 11, 4, 5)
+    query, key = call.query[:1].expand(3, -1, -1), call.key[:, :1].expand(-1, 11, -1)
+    value, grad_out = (
+        call.value[..., :1].expand(-1, -1, 5),
+        call.grad_out[:1, :1, :1].expand(3, 9, 5),
+    )
+    views = Call(query, key, value, grad_out, call.scale)
+    # A gradient has the shape of the expanded view; empty_like must not inherit its overlap.
+    dense = Call(*(t.contiguous() for t in views[:4]), call.scale)
+    query, key, value, _, scale = views
+    out, lse = torch.empty(3, 9, 5), torch.empty(3, 9)
+    grads = [torch.empty(t.shape) for t in (query, key, value)]
+    torch.ops.ocnet_cpu.oc_attention_fwd(query, key, value, scale, out, lse)
+    torch.ops.ocnet_cpu.oc_attention_bwd(grad_out, query, key, value, out, lse, scale, *grads)
+    assert_same_bits([out, lse, *grads], run(dense))
+
+
+def test_writes_only_its_own_elements() -> None:
+    call = make_call(2, 99, None, 6, 7)
+    results = [torch.full((2, 4 * 99, 3 * c), 7.0) for c in (7, 6, 7)]
+    out, grad_query, grad_value = (t[:, 1::4, 2::3] for t in results)
+    lse = torch.empty(2, 99)
+    torch.ops.ocnet_cpu.oc_attention_fwd(call.query, None, call.value, call.scale, out, lse)
+    torch.ops.ocnet_cpu.oc_attention_bwd(
+        call.grad_out,
+        call.query,
+        None,
+        call.value,
+        out,
+        lse,
+        call.scale,
+        grad_query,
+        None,
+        grad_value,
+    )
+    assert_same_bits([out, lse, grad_query, None, grad_value], run(call))
+    for whole, own in zip(results, (out, grad_query, grad_value), strict=True):
+        own.fill_(7.0)
+        assert bool((whole == 7.0).all())
+
+
+@pytest.mark.parametrize("keys", [None, 200], ids=["shared", "separate"])
+def test_absent_gradients_change_no_bit(keys: int | None) -> None:
+    call = make_call(2, 130, keys, 9, 11)
+    expected = run(call)
+    for wanted in itertools.product((False, True), repeat=3):
+        results = run(call, wanted)
+        present = (wanted[0], wanted[1] and keys is not None, wanted[2])
+        assert tuple(t is not None for t in results[2:]) == present
+        assert_same_bits(results, expected)
+
+
+@pytest.mark.parametrize("number", [INF, -INF, NAN], ids=str)
+@pytest.mark.parametrize("where", ["query", "key", "value", "first tile", "last tile", "all keys"])
+@pytest.mark.parametrize("keys", [None, 5, 2 * STREAM + 9], ids=["shared", "few", "many"])
+def test_nonfinite_numbers_stay_where_the_formula_has_them(keys, where: str, number: float) -> None:
+    call = make_call(1, RESIDENT + 8, keys, 4, 3)
+    # Positive features: an infinite one gives scores of one sign.
+    query, value = call.query.abs() + 0.5, call.value
+    key = None if call.key is None else call.key.abs() + 0.5
+    side = query if key is None else key
+    if where == "query":
+        query[0, 7, 1] = number
+    elif where == "value":
+        value[0, -1, 1] = number
+    else:
+        rows = {"key": slice(1), "first tile": slice(STREAM), "last tile": slice(STREAM, None)}
+        side[0, rows.get(where, slice(None)), 0] = number
+    call = Call(query, key, value, call.grad_out, call.scale)
+    names = ("out", "lse", "grad_query", "grad_key", "grad_value")
+    for name, result, wanted in zip(names, run(call), plain(call), strict=True):
+        if result is not None:
+            assert_same_nonfinite(f"{where}: {name}", result, wanted)
+            finite = wanted.isfinite()
+            # Sums of a few hundred terms of order 1, four digits above their rounding.
+            torch.testing.assert_close(result[finite], wanted[finite], rtol=1e-3, atol=1e-3)
+
+
+def test_lse_tells_infinite_from_nan_scores() -> None:
+    call = make_call(1, 3, STREAM + 5, 1, 1)
+    key = torch.ones_like(call.key)
+    key[0, 4], key[0, STREAM + 2] = INF, NAN
+    infinite_first = run(call._replace(query=torch.ones_like(call.query), key=key))[1]
+    assert bool(infinite_first.isnan().all())
+    key[0, STREAM + 2] = 1.0
+    assert bool((run(call._replace(query=torch.ones_like(call.query), key=key))[1] == INF).all())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_weights_to_the_last_digits(dtype) -> None:
+    # Two keys with scores 0 and x, values 0 and 1: the output is exp(x) / (1 + exp(x)).
+    info = torch.finfo(dtype)
+    smallest = torch.tensor(info.tiny, dtype=torch.float64).log().item()
+    x = torch.linspace(0, smallest + 1, 4001, dtype=torch.float64).to(dtype).reshape(-1, 1, 1)
+    key = torch.cat((torch.zeros_like(x), x), dim=1)
+    value = torch.tensor([0.0, 1.0], dtype=dtype).reshape(1, 2, 1).expand(len(x), -1, -1)
+    ones = torch.ones_like(x)
+    out = run(Call(ones, key, value, ones, 1.0), (False, False, False))[0]
+    exact = x.double().sigmoid()
+    error = (out.double() / exact - 1).abs().max().item()
+    # One ulp of exp, one rounding each of the sum and the quotient.
+    assert error <= 3 * info.eps, error / info.eps
+
+
+def test_weights_below_every_normal_number() -> None:
+    x = torch.tensor([-90.0, -103.0, -105.0, -1e30, -INF]).reshape(-1, 1, 1)
+    key = torch.cat((torch.zeros_like(x), x), dim=1)
+    value = torch.tensor([1.0, INF]).reshape(1, 2, 1).expand(len(x), -1, -1)
+    ones = torch.ones_like(x)
+    out = run(Call(ones, key, value, ones, 1.0), (False, False, False))[0].flatten()
+    # Weights that float32 can express, if only as subnormals, keep inf; a zero weight makes NaN.
+    assert out[:2].tolist() == [INF, INF]
+    assert bool(out[2:].isnan().all())
+
+
+def test_subnormal_arithmetic_is_as_before() -> None:
+    run(make_call(1, 200, None, 4, 4))
+    assert (torch.tensor(1e-40) * torch.tensor(0.5)).item() > 0
+
+
+def allocated(call: Call) -> int:
+    """Return the bytes of all memory that the kernel asks for in one forward and backward pass."""
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
+        run(call)
+    return sum(
+        event.self_cpu_memory_usage
+        for event in profile.key_averages()
+        if event.key
+        in ("aten::new_empty", "aten::empty_strided", "aten::empty", "aten::empty_like")
+    )
+
+
+@pytest.mark.parametrize("shared", [True, False], ids=["shared", "separate"])
+def test_memory_is_linear_in_the_tokens(shared: bool) -> None:
+    torch.use_deterministic_algorithms(False)
+    sizes = (1536, 3072)
+    used = [allocated(make_call(1, l, None if shared else l, 4, 4)) for l in sizes]
+    assert used[0] > 0
+    assert used[1] <= 2 * used[0]
+    assert used[1] <= 4 * sizes[1] ** 2 / 8
+
+
+def test_refuses_what_would_leave_its_memory() -> None:
+    call = make_call(1, 4, 6, 3, 2)
+    out, lse = torch.empty(1, 4, 2), torch.empty(1, 4)
+    forward = torch.ops.ocnet_cpu.oc_attention_fwd
+    with pytest.raises(RuntimeError, match="lse must be a contiguous CPU tensor"):
+        forward(call.query, call.key, call.value, 1.0, out, lse.double())
+    with pytest.raises(RuntimeError, match="out must be a CPU tensor"):
+        forward(call.query, call.key, call.value, 1.0, out[:, :3], lse)
+    with pytest.raises(RuntimeError, match="key must be a CPU tensor"):
+        forward(call.query, call.key[..., :2], call.value, 1.0, out, lse)
+    with pytest.raises(RuntimeError, match="value must be a CPU tensor"):
+        forward(call.query, None, call.value, 1.0, out, lse)
+    with pytest.raises(RuntimeError, match="query must be float32"):
+        forward(call.query.int(), call.key.int(), call.value.int(), 1.0, out.int(), lse)
