@@ -297,8 +297,7 @@ def allocated(call: Call) -> int:
     return sum(
         event.self_cpu_memory_usage
         for event in profile.key_averages()
-        if event.key
-        in ("aten::new_empty", "aten::empty_strided", "aten::empty", "aten::empty_like")
+        if event.key in ("aten::empty", "aten::empty_strided")
     )
 
 
@@ -307,7 +306,8 @@ def test_memory_is_linear_in_the_tokens(shared: bool) -> None:
     torch.use_deterministic_algorithms(False)
     sizes = (1536, 3072)
     used = [allocated(make_call(1, l, None if shared else l, 4, 4)) for l in sizes]
-    assert used[0] > 0
+    # More than the results, or the profiler does not see the kernel's own memory.
+    assert used[0] > 4 * sizes[0] * (4 + 1 + 4 + 4 + 4)
     assert used[1] <= 2 * used[0]
     assert used[1] <= 4 * sizes[1] ** 2 / 8
 

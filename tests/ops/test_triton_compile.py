@@ -38,10 +38,12 @@ class Case(NamedTuple):
     ev: int
     precision: str = "ieee"
     layout: str = "channels_last"
+    tokens: int = 97 * 97
 
     def __str__(self) -> str:
         dtype = self.precision if self.dtype == FP32 else TYPES[self.dtype]
-        return f"{self.kernel}-{dtype}-sm{self.capability}-E{self.e}-Ev{self.ev}-{self.layout}"
+        sizes = f"E{self.e}-Ev{self.ev}-{self.layout}-{self.tokens}"
+        return f"{self.kernel}-{dtype}-sm{self.capability}-{sizes}"
 
 
 def _covering() -> list[Case]:
@@ -58,6 +60,10 @@ def _covering() -> list[Case]:
     cases.append(Case("feature_shared", FP32, 90, 512, 512, precision="tf32"))
     cases.append(Case("forward", BF16, 90, 130, 33, layout="nchw"))
     cases.append(Case("delta", BF16, 80, 512, 512, layout="nchw"))
+    # sizes of 1 become constants, and strides from 2 ** 31 on 64-bit arguments
+    cases.append(Case("forward", FP16, 80, 1, 1, tokens=1))
+    cases.append(Case("feature_shared", FP16, 80, 1, 1, tokens=1))
+    cases.append(Case("value", FP16, 80, 16, 16, layout="nchw", tokens=2**28 + 1))
     return cases
 
 
@@ -97,12 +103,12 @@ class _Launches:
 
 
 def _recorded(case: Case, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, dict[str, Any]]:
-    """The kernel and the arguments that the back end launches for a 97 x 97 map."""
+    """The kernel and the arguments that the back end launches."""
     launches = _Launches(triton_backend._kernels())
     monkeypatch.setattr(triton_backend, "_kernels", lambda: launches)
     monkeypatch.setattr(triton_backend, "_is_hopper", lambda device: case.capability == 90)
     monkeypatch.setattr(triton_backend, "_precision", lambda: case.precision)
-    n, l = 2, 97 * 97
+    n, l = 2, case.tokens
 
     def tokens(channels: int) -> torch.Tensor:
         if case.layout == "nchw":
