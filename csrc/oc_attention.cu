@@ -82,10 +82,15 @@ TokenMatrix<scalar_t> output(const std::optional<Tensor>& tensor) {
 }  // namespace
 
 void oc_attention_fwd(Tensor query, std::optional<Tensor> key, Tensor value, double scale,
-                      Tensor out, Tensor lse) {
+                      Tensor out, Tensor lse, std::optional<Tensor> residual) {
   constexpr const char* kFunction = "oc_attention_fwd";
   const Sizes sizes = check_inputs(kFunction, query, key, value);
-  check_matrix(kFunction, "out", query, {sizes.images, sizes.queries, sizes.value_channels}, out);
+  const auto check = [&](const char* argument, const Tensor& tensor) {
+    check_matrix(kFunction, argument, query, {sizes.images, sizes.queries, sizes.value_channels},
+                 tensor);
+  };
+  check("out", out);
+  if (residual.has_value()) check("residual", *residual);
   check_lse(kFunction, query, sizes, lse);
 
   dispatch_floating(query.scalar_type(), kFunction, "query", [&](auto tag) {
@@ -96,6 +101,7 @@ void oc_attention_fwd(Tensor query, std::optional<Tensor> key, Tensor value, dou
     params.key = key.has_value() ? input<scalar_t>(*key) : params.query;
     params.value = input<scalar_t>(value);
     params.out = output<scalar_t>(out);
+    params.residual = output<scalar_t>(residual);
     params.lse = static_cast<acc_t*>(lse.mutable_data_ptr());
     params.scale = static_cast<acc_t>(scale);
     const CudaLauncher launch(kFunction, query);
@@ -104,8 +110,9 @@ void oc_attention_fwd(Tensor query, std::optional<Tensor> key, Tensor value, dou
 }
 
 void oc_attention_bwd(Tensor grad_out, Tensor query, std::optional<Tensor> key, Tensor value,
-                      Tensor out, Tensor lse, double scale, std::optional<Tensor> grad_query,
-                      std::optional<Tensor> grad_key, std::optional<Tensor> grad_value) {
+                      Tensor out, Tensor lse, std::optional<Tensor> residual, double scale,
+                      std::optional<Tensor> grad_query, std::optional<Tensor> grad_key,
+                      std::optional<Tensor> grad_value) {
   constexpr const char* kFunction = "oc_attention_bwd";
   const Sizes sizes = check_inputs(kFunction, query, key, value);
   const auto check = [&](const char* argument, std::initializer_list<int64_t> shape,
@@ -114,6 +121,9 @@ void oc_attention_bwd(Tensor grad_out, Tensor query, std::optional<Tensor> key, 
   };
   check("out", {sizes.images, sizes.queries, sizes.value_channels}, out);
   check("grad_out", {sizes.images, sizes.queries, sizes.value_channels}, grad_out);
+  if (residual.has_value()) {
+    check("residual", {sizes.images, sizes.queries, sizes.value_channels}, *residual);
+  }
   check_lse(kFunction, query, sizes, lse);
   if (grad_query.has_value()) {
     check("grad_query", {sizes.images, sizes.queries, sizes.channels}, *grad_query);
@@ -138,6 +148,7 @@ void oc_attention_bwd(Tensor grad_out, Tensor query, std::optional<Tensor> key, 
     params.key = key.has_value() ? input<scalar_t>(*key) : params.query;
     params.value = input<scalar_t>(value);
     params.out = input<scalar_t>(out);
+    if (residual.has_value()) params.residual = input<scalar_t>(*residual);
     params.grad_out = input<scalar_t>(grad_out);
     params.lse = static_cast<const acc_t*>(lse.const_data_ptr());
     params.delta = static_cast<acc_t*>(delta.mutable_data_ptr());

@@ -2,7 +2,7 @@
 // Backward kernels of pixel-wise attention, and their launches. No torch headers.
 //
 // With P[l][s] = exp(scale * <q_l, k_s> - lse_l), dP = grad_out value^T
-// and delta_l = <grad_out_l, out_l>:
+// and delta_l = <grad_out_l, out_l + residual_l>:
 //   grad_query = scale * (P * (dP - delta)) key
 //   grad_key   = scale * (P * (dP - delta))^T query        grad_value = P^T grad_out
 // P is recomputed from lse. A block owns rows of an output and walks the other side in a fixed
@@ -19,6 +19,7 @@ struct BwdParams {
   TokenMatrix<const scalar_t> key;       // (N, S, E); the query itself when keys are shared
   TokenMatrix<const scalar_t> value;     // (N, S, Ev)
   TokenMatrix<const scalar_t> out;       // (N, L, Ev)
+  TokenMatrix<const scalar_t> residual;  // (N, L, Ev); data is null where there is none
   TokenMatrix<const scalar_t> grad_out;  // (N, L, Ev)
   const accumulator_t<scalar_t>* lse;    // (N, L), contiguous
   accumulator_t<scalar_t>* delta;        // (N, L), contiguous; unused without grad_tokens
@@ -32,8 +33,8 @@ struct BwdParams {
 // Which part the rows that a block owns play in the scores.
 enum class Role { kQuery, kKey, kBoth };
 
-// delta[n][l] = <grad_out_l, out_l>, but NaN when grad_out_l has an infinity: then dP has one at
-// every key, and dP - sum(P * dP), for which delta stands, is NaN at every key.
+// delta[n][l] = <grad_out_l, out_l + residual_l>, but NaN when grad_out_l has an infinity: then dP
+// has one at every key, and dP - sum(P * dP), for which delta stands, is NaN at every key.
 //
 // Grid: (image, tile of 32 tokens); 256 threads, 8 per token. Thread p of a token sums channels p,
 // p + 8, ... in fp32 (fp64); the 8 sums are added in order. Lanes walk the contiguous axis.
@@ -49,6 +50,7 @@ oc_attention_bwd_delta_kernel(BwdParams<scalar_t> params) {
   const BlockPlace place = locate_block(params.plan, device::block_index(), kTokens);
   const auto grad_out = params.grad_out.image(place.image);
   const auto out = params.out.image(place.image);
+  const auto residual = params.residual.image(place.image);
   const int thread = device::thread_index();
   const bool along_tokens = out.token_stride <= out.channel_stride;
   const int local = along_tokens ? thread % kTokens : thread / kParts;
@@ -59,7 +61,9 @@ oc_attention_bwd_delta_kernel(BwdParams<scalar_t> params) {
   if (token < out.tokens) {
     for (int channel = part; channel < out.channels; channel += kParts) {
       const acc_t gradient = to_accumulator(*grad_out.at(token, channel));
-      sum += gradient * to_accumulator(*out.at(token, channel)) + zero_if_finite(gradient);
+      acc_t context = to_accumulator(*out.at(token, channel));
+      if (residual.data != nullptr) context += to_accumulator(*residual.at(token, channel));
+      sum += gradient * context + zero_if_finite(gradient);
     }
   }
   partial[part * kTokens + local] = sum;

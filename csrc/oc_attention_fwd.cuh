@@ -12,6 +12,7 @@ struct FwdParams {
   TokenMatrix<const scalar_t> key;    // (N, S, E)
   TokenMatrix<const scalar_t> value;  // (N, S, Ev)
   TokenMatrix<scalar_t> out;          // (N, L, Ev)
+  TokenMatrix<scalar_t> residual;     // (N, L, Ev); data is null where it is not wanted
   accumulator_t<scalar_t>* lse;       // (N, L), contiguous
   accumulator_t<scalar_t> scale;
   BlockPlan plan;
@@ -93,6 +94,10 @@ oc_attention_fwd_kernel(FwdParams<scalar_t> params) {
   }
   store_accumulators<TileT>(accumulators, stage, params.out.image(place.image), first_row,
                             first_chunk, chunks, inverse_total);
+  if (params.residual.data != nullptr) {
+    store_residuals<TileT>(accumulators, stage, params.residual.image(place.image), first_row,
+                           first_chunk, chunks, inverse_total);
+  }
 }
 
 // `launch(kernel, blocks, threads, shared_bytes, params)` starts a grid; `launch.shared_limit()` is

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Every native schema, one line each. Compiled once for the CPU library and once, with USE_CUDA, for the CUDA one.
+// Every native schema, one line each. Compiled once for the CPU library and once, with USE_CUDA,
+// for the CUDA one.
 #include <torch/csrc/stable/library.h>
 
 #include "oc_attention.h"
@@ -14,8 +15,8 @@
 
 // clang-format off
 STABLE_TORCH_LIBRARY(OCNET_NAMESPACE, m) {
-  m.def("oc_attention_fwd(Tensor query, Tensor? key, Tensor value, float scale, Tensor(a!) out, Tensor(b!) lse) -> ()");
-  m.def("oc_attention_bwd(Tensor grad_out, Tensor query, Tensor? key, Tensor value, Tensor out, Tensor lse, float scale, Tensor(a!)? grad_query, Tensor(b!)? grad_key, Tensor(c!)? grad_value) -> ()");
+  m.def("oc_attention_fwd(Tensor query, Tensor? key, Tensor value, float scale, Tensor(a!) out, Tensor(b!) lse, Tensor(c!)? residual) -> ()");
+  m.def("oc_attention_bwd(Tensor grad_out, Tensor query, Tensor? key, Tensor value, Tensor out, Tensor lse, Tensor? residual, float scale, Tensor(a!)? grad_query, Tensor(b!)? grad_key, Tensor(c!)? grad_value) -> ()");
 }
 // clang-format on
 

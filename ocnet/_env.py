@@ -6,7 +6,8 @@ import os
 
 def triton_interpreted() -> bool:
     """Tell whether Triton kernels run in Triton's interpreter (``TRITON_INTERPRET=1``)."""
-    return os.environ.get("TRITON_INTERPRET", "0") == "1"
+    # The spellings that Triton itself takes for yes.
+    return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "y", "yes", "true", "on")
 
 
 def data_root() -> str | None:

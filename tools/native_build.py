@@ -116,11 +116,13 @@ def _ninja_text(half: str, tools: Toolchain, target: Path) -> str:
     lines = [
         "ninja_required_version = 1.5",
         "rule cxx",
+        "  description = C++ $in",
         f"  command = {tools.cxx} -MMD -MF $out.d {host}{cuda} $extra -Wall -Wextra -fPIC"
         " -fvisibility=hidden -c $in -o $out",
         "  depfile = $out.d",
         "  deps = gcc",
         "rule nvcc",
+        "  description = CUDA $in",
         # The report of registers, spills and shared memory goes to a file that tests read.
         f"  command = {tools.nvcc} -MMD -MF $out.d {common} -DUSE_CUDA {_arch_flags()} -lineinfo"
         " --expt-relaxed-constexpr -Xptxas -v -Xcompiler -fPIC,-fvisibility=hidden"
@@ -128,6 +130,7 @@ def _ninja_text(half: str, tools: Toolchain, target: Path) -> str:
         "  depfile = $out.d",
         "  deps = gcc",
         "rule link",
+        "  description = link $out",
         f"  command = {tools.cxx} -shared $in -o $out -L{torch}/lib $libs",
     ]
     objects = []

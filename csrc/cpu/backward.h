@@ -6,12 +6,13 @@
 // tile of scores of block I against block J serves both roles:
 //   S = X_I X_J^T         T1 = dO_I V_J^T          T2 = V_I dO_J^T
 //   P = exp(scale * S - lse_I)                     P' = exp(scale * S - lse_J)
-//   G = P (T1 - delta_I) + P' (T2 - delta_J)       delta = rowsum(dO * O)
+//   G = P (T1 - delta_I) + P' (T2 - delta_J)       delta = rowsum(dO * (O + residual))
 //   dX_I = scale * sum_J G X_J                     dV_I = sum_J P' dO_J
 // Otherwise one pass has the queries resident (the terms with P) and another the keys (P').
 #pragma once
 
 #include <cmath>
+#include <functional>
 #include <limits>
 #include <optional>
 
@@ -209,14 +210,16 @@ struct BackwardPass {
 // Row statistics of every query; `lse` and `delta` have room for (N, L) and one more block, which
 // is set to 0.
 template <typename T, typename Element>
-void row_statistics(const Matrices<const Element>& out, const Matrices<const Element>& grad_out,
+void row_statistics(const Matrices<const Element>& out,
+                    const std::optional<Matrices<const Element>>& residual,
+                    const Matrices<const Element>& grad_out,
                     const torch::stable::Tensor& forward_lse, T* lse, T* delta) {
   const Kernels<T>& run = kernels<T>();
   const int64_t batches = forward_lse.size(0), tokens = out.tokens, rows = batches * tokens;
   const int64_t panels = ceil_div(tokens, run.columns), size = run.columns * out.channels;
   const int64_t workers = worker_count(batches * panels);
   const T* const given = static_cast<const T*>(forward_lse.data_ptr());
-  const Buffer<T> scratch(forward_lse, workers * (2 * size + run.columns));
+  const Buffer<T> scratch(forward_lse, workers * (3 * size + run.columns));
   std::transform(given, given + rows, lse, [](T value) {
     return std::isfinite(value) ? value : std::numeric_limits<T>::quiet_NaN();
   });
@@ -225,11 +228,16 @@ void row_statistics(const Matrices<const Element>& out, const Matrices<const Ele
   run_tasks(batches * panels, workers, [&](int64_t worker, int64_t index) {
     const int64_t batch = index / panels, start = index % panels * run.columns;
     const int64_t used = std::min<int64_t>(run.columns, tokens - start);
-    T* const left = scratch.data() + worker * (2 * size + run.columns);
+    T* const left = scratch.data() + worker * (3 * size + run.columns);
     T* const right = left + size;
-    T* const sums = right + size;
+    T* const rest = right + size;
+    T* const sums = rest + size;
     pack_by_token(grad_out, batch, start, used, run.columns, left);
     pack_by_token(out, batch, start, used, run.columns, right);
+    if (residual) {
+      pack_by_token(*residual, batch, start, used, run.columns, rest);
+      std::transform(right, right + size, rest, right, std::plus<T>());
+    }
     run.dot(left, right, out.channels, sums);
     std::copy(sums, sums + used, delta + batch * tokens + start);
   });
@@ -238,18 +246,17 @@ void row_statistics(const Matrices<const Element>& out, const Matrices<const Ele
 template <typename T, typename Element>
 void backward(const torch::stable::Tensor& grad_out, const torch::stable::Tensor& query,
               const std::optional<torch::stable::Tensor>& key, const torch::stable::Tensor& value,
-              const torch::stable::Tensor& out, const torch::stable::Tensor& lse, double scale,
+              const torch::stable::Tensor& out, const torch::stable::Tensor& lse,
+              const std::optional<torch::stable::Tensor>& residual, double scale,
               const std::optional<torch::stable::Tensor>& grad_query,
               const std::optional<torch::stable::Tensor>& grad_key,
               const std::optional<torch::stable::Tensor>& grad_value) {
-  const auto maybe = [](const std::optional<torch::stable::Tensor>& tensor) {
-    return tensor ? std::optional<Matrices<Element>>(matrices<Element>(*tensor)) : std::nullopt;
-  };
   const auto q = matrices<const Element>(query), g = matrices<const Element>(grad_out);
   const auto v = matrices<const Element>(value);
   const int64_t batches = query.size(0), rows = batches * q.tokens + kResident;
   const Buffer<T> row_lse(query, rows), delta(query, rows);
-  row_statistics(matrices<const Element>(out), g, lse, row_lse.data(), delta.data());
+  row_statistics(matrices<const Element>(out), maybe_matrices<const Element>(residual), g, lse,
+                 row_lse.data(), delta.data());
   const RowStatistics<T> statistics{row_lse.data(), delta.data()};
   const auto pass = [&](bool as_queries, bool as_keys, const Matrices<const Element>& resident,
                         const Matrices<const Element>& streamed, const auto& grad_resident,
@@ -270,12 +277,13 @@ void backward(const torch::stable::Tensor& grad_out, const torch::stable::Tensor
   };
   const std::optional<Matrices<Element>> none;
   if (!key) {
-    pass(grad_query.has_value(), true, q, q, maybe(grad_query), maybe(grad_value));
+    pass(grad_query.has_value(), true, q, q, maybe_matrices<Element>(grad_query),
+         maybe_matrices<Element>(grad_value));
     return;
   }
   const auto k = matrices<const Element>(*key);
-  pass(true, false, q, k, maybe(grad_query), none);
-  pass(false, true, k, q, maybe(grad_key), maybe(grad_value));
+  pass(true, false, q, k, maybe_matrices<Element>(grad_query), none);
+  pass(false, true, k, q, maybe_matrices<Element>(grad_key), maybe_matrices<Element>(grad_value));
 }
 
 }  // namespace ocnet::cpu

@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <limits>
+#include <optional>
 
 #include "kernels.h"
 #include "matrix.h"
@@ -17,6 +18,7 @@ struct Forward {
   const Kernels<T>& run;
   Matrices<const Element> query;
   Matrices<Element> out;
+  std::optional<Matrices<Element>> residual;
   int64_t streamed;
   T scale;
   T* lse;
@@ -53,6 +55,12 @@ struct Forward {
     }
     unpack(sums, width, out, batch, start, used,
            [&](int64_t row, T sum) { return sum / total[row]; });
+    if (residual) {
+      unpack(sums, width, *residual, batch, start, used, [&](int64_t row, T sum) {
+        const T exact = sum / total[row];
+        return exact - T(widen(static_cast<Element>(exact)));
+      });
+    }
     for (int64_t row = 0; row < used; ++row) {
       lse[batch * query.tokens + start + row] = maximum[row] + std::log(total[row]);
     }
@@ -62,11 +70,16 @@ struct Forward {
 template <typename T, typename Element>
 void forward(const torch::stable::Tensor& query, const torch::stable::Tensor& key,
              const torch::stable::Tensor& value, double scale, const torch::stable::Tensor& out,
-             const torch::stable::Tensor& lse) {
+             const torch::stable::Tensor& lse,
+             const std::optional<torch::stable::Tensor>& residual) {
   const auto keys = matrices<const Element>(key), values = matrices<const Element>(value);
-  const Forward<T, Element> pass{kernels<T>(),           matrices<const Element>(query),
-                                 matrices<Element>(out), keys.tokens,
-                                 static_cast<T>(scale),  static_cast<T*>(lse.data_ptr())};
+  const Forward<T, Element> pass{kernels<T>(),
+                                 matrices<const Element>(query),
+                                 matrices<Element>(out),
+                                 maybe_matrices<Element>(residual),
+                                 keys.tokens,
+                                 static_cast<T>(scale),
+                                 static_cast<T*>(lse.data_ptr())};
   const int64_t tiles = ceil_div(keys.tokens, kStream);
   const int64_t blocks = ceil_div(pass.query.tokens, kResident);
   const int64_t batches = query.size(0), at_once = batches_at_once(batches, tiles);

@@ -25,7 +25,7 @@ void check_matrix(const Tensor& tensor, const Tensor& query, int64_t tokens, int
 }
 
 void check(const Tensor& query, const std::optional<Tensor>& key, const Tensor& value,
-           const Tensor& out, const Tensor& lse) {
+           const Tensor& out, const Tensor& lse, const std::optional<Tensor>& residual) {
   STD_TORCH_CHECK(query.dim() == 3 && value.dim() == 3,
                   "oc_attention: query and value must have three dimensions");
   const int64_t streamed = key ? value.size(1) : query.size(1);
@@ -35,6 +35,9 @@ void check(const Tensor& query, const std::optional<Tensor>& key, const Tensor& 
   }
   check_matrix(value, query, streamed, value.size(2), "value");
   check_matrix(out, query, query.size(1), value.size(2), "out");
+  if (residual) {
+    check_matrix(*residual, query, query.size(1), value.size(2), "residual");
+  }
   const ScalarType wide =
       query.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
   STD_TORCH_CHECK(lse.dim() == 2 && lse.size(0) == query.size(0) && lse.size(1) == query.size(1) &&
@@ -65,21 +68,22 @@ void dispatch(ScalarType type, const Run& run) {
 
 void oc_attention_fwd(torch::stable::Tensor query, std::optional<torch::stable::Tensor> key,
                       torch::stable::Tensor value, double scale, torch::stable::Tensor out,
-                      torch::stable::Tensor lse) {
-  cpu::check(query, key, value, out, lse);
+                      torch::stable::Tensor lse, std::optional<torch::stable::Tensor> residual) {
+  cpu::check(query, key, value, out, lse, residual);
   cpu::dispatch(query.scalar_type(), [&](auto wide, auto element) {
     cpu::forward<decltype(wide), decltype(element)>(query, key ? *key : query, value, scale, out,
-                                                    lse);
+                                                    lse, residual);
   });
 }
 
 void oc_attention_bwd(torch::stable::Tensor grad_out, torch::stable::Tensor query,
                       std::optional<torch::stable::Tensor> key, torch::stable::Tensor value,
-                      torch::stable::Tensor out, torch::stable::Tensor lse, double scale,
+                      torch::stable::Tensor out, torch::stable::Tensor lse,
+                      std::optional<torch::stable::Tensor> residual, double scale,
                       std::optional<torch::stable::Tensor> grad_query,
                       std::optional<torch::stable::Tensor> grad_key,
                       std::optional<torch::stable::Tensor> grad_value) {
-  cpu::check(query, key, value, out, lse);
+  cpu::check(query, key, value, out, lse, residual);
   cpu::check_matrix(grad_out, query, query.size(1), value.size(2), "grad_out");
   if (grad_query) {
     cpu::check_matrix(*grad_query, query, query.size(1), query.size(2), "grad_query");
@@ -92,8 +96,8 @@ void oc_attention_bwd(torch::stable::Tensor grad_out, torch::stable::Tensor quer
     cpu::check_matrix(*grad_value, query, value.size(1), value.size(2), "grad_value");
   }
   cpu::dispatch(query.scalar_type(), [&](auto wide, auto element) {
-    cpu::backward<decltype(wide), decltype(element)>(grad_out, query, key, value, out, lse, scale,
-                                                     grad_query, grad_key, grad_value);
+    cpu::backward<decltype(wide), decltype(element)>(
+        grad_out, query, key, value, out, lse, residual, scale, grad_query, grad_key, grad_value);
   });
 }
 

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
+#include <optional>
 
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -62,6 +63,12 @@ Matrices<Element> matrices(const torch::stable::Tensor& tensor) {
           tensor.stride(0),
           tensor.stride(1),
           tensor.stride(2)};
+}
+
+template <typename Element>
+std::optional<Matrices<Element>> maybe_matrices(
+    const std::optional<torch::stable::Tensor>& tensor) {
+  return tensor ? std::optional<Matrices<Element>>(matrices<Element>(*tensor)) : std::nullopt;
 }
 
 // Batch items whose packed copies live together: enough blocks to keep many cores busy, not more.

@@ -43,7 +43,8 @@ Launches launches_of(const BlockExecutor& executor) {
 template <typename scalar_t>
 Launches attention_fwd(int64_t images, const MatrixTuple& query, const MatrixTuple& key,
                        const MatrixTuple& value, const MatrixTuple& out, uintptr_t lse,
-                       double scale, size_t shared_limit, uint64_t seed) {
+                       const MatrixTuple& residual, double scale, size_t shared_limit,
+                       uint64_t seed) {
   using acc_t = ocnet::accumulator_t<scalar_t>;
   BlockExecutor executor(seed, shared_limit);
   ocnet::FwdParams<scalar_t> params;
@@ -51,6 +52,7 @@ Launches attention_fwd(int64_t images, const MatrixTuple& query, const MatrixTup
   params.key = matrix<const scalar_t>(key);
   params.value = matrix<const scalar_t>(value);
   params.out = matrix<scalar_t>(out);
+  params.residual = matrix<scalar_t>(residual);
   params.lse = reinterpret_cast<acc_t*>(lse);
   params.scale = static_cast<acc_t>(scale);
   ocnet::launch_oc_attention_fwd(params, images, executor);
@@ -60,9 +62,10 @@ Launches attention_fwd(int64_t images, const MatrixTuple& query, const MatrixTup
 template <typename scalar_t>
 Launches attention_bwd(int64_t images, bool shared_keys, const MatrixTuple& grad_out,
                        const MatrixTuple& query, const MatrixTuple& key, const MatrixTuple& value,
-                       const MatrixTuple& out, uintptr_t lse, uintptr_t delta, double scale,
-                       const MatrixTuple& grad_query, const MatrixTuple& grad_key,
-                       const MatrixTuple& grad_value, size_t shared_limit, uint64_t seed) {
+                       const MatrixTuple& out, uintptr_t lse, const MatrixTuple& residual,
+                       uintptr_t delta, double scale, const MatrixTuple& grad_query,
+                       const MatrixTuple& grad_key, const MatrixTuple& grad_value,
+                       size_t shared_limit, uint64_t seed) {
   using acc_t = ocnet::accumulator_t<scalar_t>;
   BlockExecutor executor(seed, shared_limit);
   ocnet::BwdParams<scalar_t> params;
@@ -70,6 +73,7 @@ Launches attention_bwd(int64_t images, bool shared_keys, const MatrixTuple& grad
   params.key = matrix<const scalar_t>(key);
   params.value = matrix<const scalar_t>(value);
   params.out = matrix<const scalar_t>(out);
+  params.residual = matrix<const scalar_t>(residual);
   params.grad_out = matrix<const scalar_t>(grad_out);
   params.lse = reinterpret_cast<const acc_t*>(lse);
   params.delta = reinterpret_cast<acc_t*>(delta);

@@ -89,7 +89,9 @@ def _scale(query: torch.Tensor) -> float:
     return query.shape[-1] ** -0.5
 
 
-def _forward(csrc, query, key, value, layout="channels_last", limit=SM_80_SHARED, seed=0):
+def _forward(
+    csrc, query, key, value, layout="channels_last", limit=SM_80_SHARED, seed=0, residual=None
+):
     n, length, _ = query.shape
     out = _empty((n, length, value.shape[-1]), query.dtype, layout)
     lse = torch.full((n, length), math.nan, dtype=_accumulator(query.dtype))
@@ -100,6 +102,7 @@ def _forward(csrc, query, key, value, layout="channels_last", limit=SM_80_SHARED
         _fields(value),
         _fields(out),
         lse.data_ptr(),
+        _fields(residual),
         _scale(query),
         limit,
         seed,
@@ -108,7 +111,15 @@ def _forward(csrc, query, key, value, layout="channels_last", limit=SM_80_SHARED
 
 
 def _backward(
-    csrc, tensors, out, lse, wanted="qkv", layout="channels_last", limit=SM_80_SHARED, seed=0
+    csrc,
+    tensors,
+    out,
+    lse,
+    wanted="qkv",
+    layout="channels_last",
+    limit=SM_80_SHARED,
+    seed=0,
+    residual=None,
 ):
     query, key, value, grad_out = tensors
     grads = {
@@ -126,6 +137,7 @@ def _backward(
         _fields(value),
         _fields(out),
         lse.data_ptr(),
+        _fields(residual),
         delta.data_ptr(),
         _scale(query),
         _fields(grads["q"]),
@@ -231,6 +243,38 @@ def test_kernels_match_plain_formula(csrc, case, dtype, layout):
         _assert_as_good_as_eager(tensor, expected[name], eager[name], name)
         if name != "lse":
             _assert_gaps_untouched(tensor, layout)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=_name)
+def test_residual_restores_what_rounding_took(csrc, dtype, layout):
+    tensors = _inputs(Case(2, 70, 37, 20, 133), dtype, layout)
+    exact = _plain(*tensors)["out"]
+    residual = _empty((2, 70, 133), dtype, layout)
+    out, _, _ = _forward(csrc, *tensors[:3], layout, residual=residual)
+    # Both halves together have twice the digits of one.
+    eps = torch.finfo(dtype).eps
+    limit = eps * eps + 8 * torch.finfo(torch.float32).eps
+    assert _error(out.double() + residual.double(), exact) <= limit * np.abs(exact).max()
+    assert _error(out, exact) > 10 * limit * np.abs(exact).max()
+    _assert_gaps_untouched(residual, layout)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=_name)
+def test_peaked_softmax_needs_the_residual(csrc, dtype):
+    """Shared gaussian features: each pixel is most similar to itself, and dX is a small difference."""
+    tensors = _inputs(Case(1, 70, 70, 64, 64, shared=True), dtype)
+    exact = _plain(*tensors)["q"]
+    errors = []
+    for keep in (True, False):
+        residual = _empty((1, 70, 64), dtype, "channels_last") if keep else None
+        out, lse, _ = _forward(csrc, *tensors[:3], residual=residual)
+        grads, _ = _backward(csrc, tensors, out, lse, residual=residual)
+        error = np.linalg.norm(grads["q"].double().numpy() - exact)
+        errors.append(float(error / np.linalg.norm(exact)))
+    # Rounded once to its dtype, a result is off by at most half a step; by a third of it on average.
+    assert errors[0] < torch.finfo(dtype).eps
+    assert errors[1] > 3 * errors[0]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=_name)

@@ -18,18 +18,16 @@ BWD = torch.ops.ocnet.oc_attention_bwd.default
 
 @pytest.mark.parametrize("layout", ["nchw", "channels_last", "cropped"])
 @pytest.mark.parametrize("shared", [True, False], ids=["shared", "separate"])
-def test_opcheck(backend: str, device: str, layout: str, shared: bool) -> None:
-    case = AttentionCase(2, 6, 10, (4, 5), (3, 7), layout=layout, shared=shared)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_opcheck(backend: str, device: str, layout: str, shared: bool, dtype: torch.dtype) -> None:
+    case = AttentionCase(2, 6, 10, (4, 5), (3, 7), dtype, layout, shared)
     x = make_inputs(case, device=device)
     key = None if shared else x.key
-    opcheck(FWD, (x.query, key, x.value, None, backend))
+    opcheck(FWD, (x.query, key, x.value, None, backend, True))
     with torch.no_grad():
-        out, lse = FWD(x.query, key, x.value, None, backend)
-        needs = (True, not shared, True)
-        opcheck(BWD, (x.grad_out, x.query, key, x.value, out, lse, None, backend, *needs))
-        opcheck(
-            BWD, (x.grad_out, x.query, key, x.value, out, lse, None, backend, False, False, True)
-        )
+        saved = FWD(x.query, key, x.value, None, backend, True)
+        for needs in ((True, not shared, True), (False, False, True)):
+            opcheck(BWD, (x.grad_out, x.query, key, x.value, *saved, None, backend, *needs))
 
 
 @pytest.mark.parametrize("dynamic", [True, False])

@@ -31,8 +31,9 @@ class AttentionBackend(Protocol):
         scale: float,
         out: Tensor,
         lse: Tensor,
+        residual: Tensor | None,
     ) -> None:
-        """Write ``out`` and ``lse``."""
+        """Write ``out``, ``lse`` and ``residual``."""
         ...
 
     def backward(
@@ -43,6 +44,7 @@ class AttentionBackend(Protocol):
         value: Tensor,
         out: Tensor,
         lse: Tensor,
+        residual: Tensor | None,
         scale: float,
         grad_query: Tensor | None,
         grad_key: Tensor | None,
@@ -69,43 +71,77 @@ def _scale_of(query: Tensor, scale: float | None) -> float:
     return float(query.shape[1] ** -0.5) if scale is None else scale
 
 
-def _empty_lse(query: Tensor) -> Tensor:
+def _empty_results(
+    query: Tensor, value: Tensor, keep_residual: bool
+) -> tuple[Tensor, Tensor, Tensor]:
     n, _, h, w = query.shape
-    dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
-    return torch.empty((n, h * w), dtype=dtype, device=query.device)
+    wide = torch.float64 if query.dtype == torch.float64 else torch.float32
+    lse = torch.empty((n, h * w), dtype=wide, device=query.device)
+    rounded = query.dtype != wide
+    residual = empty_map(query, value.shape[1]) if keep_residual and rounded else _nothing(query)
+    return empty_map(query, value.shape[1]), lse, residual
+
+
+def _nothing(like: Tensor) -> Tensor:
+    return like.new_empty((0,))
+
+
+def _residual_rows(residual: Tensor) -> Tensor | None:
+    return None if residual.dim() == 1 else tokens(residual)
 
 
 @torch.library.custom_op(
     "ocnet::oc_attention_fwd",
     mutates_args=(),
-    schema="(Tensor query, Tensor? key, Tensor value, float? scale, str backend)"
-    " -> (Tensor, Tensor)",
+    schema="(Tensor query, Tensor? key, Tensor value, float? scale, str backend,"
+    " bool keep_residual) -> (Tensor, Tensor, Tensor)",
 )
 def oc_attention_fwd(
-    query: Tensor, key: Tensor | None, value: Tensor, scale: float | None, backend: str
-) -> tuple[Tensor, Tensor]:
-    """Return the context map and the row-wise log-sum-exp ``(N, L)``."""
+    query: Tensor,
+    key: Tensor | None,
+    value: Tensor,
+    scale: float | None,
+    backend: str,
+    keep_residual: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the context map, the row-wise log-sum-exp ``(N, L)``, and the context's residual.
+
+    The residual is what rounding to 16 bits took from the context. The backward needs the unrounded
+    context: where the softmax is peaked, the gradients of query and key are small differences of it.
+    Without ``keep_residual``, and for wider dtypes, it has no elements.
+    """
     chosen = BACKENDS.choose(Problem.of(query, key, value), backend)
-    out, lse = empty_map(query, value.shape[1]), _empty_lse(query)
+    out, lse, residual = _empty_results(query, value, keep_residual)
     if query.shape[0] > 0:
-        key_rows = None if key is None else tokens(key)
-        factor = _scale_of(query, scale)
-        chosen.forward(tokens(query), key_rows, tokens(value), factor, tokens(out), lse)
-    return out, lse
+        chosen.forward(
+            tokens(query),
+            None if key is None else tokens(key),
+            tokens(value),
+            _scale_of(query, scale),
+            tokens(out),
+            lse,
+            _residual_rows(residual),
+        )
+    return out, lse, residual
 
 
 @oc_attention_fwd.register_fake
 def _(
-    query: Tensor, key: Tensor | None, value: Tensor, scale: float | None, backend: str
-) -> tuple[Tensor, Tensor]:
-    return empty_map(query, value.shape[1]), _empty_lse(query)
+    query: Tensor,
+    key: Tensor | None,
+    value: Tensor,
+    scale: float | None,
+    backend: str,
+    keep_residual: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _empty_results(query, value, keep_residual)
 
 
 @torch.library.custom_op(
     "ocnet::oc_attention_bwd",
     mutates_args=(),
     schema="(Tensor grad_out, Tensor query, Tensor? key, Tensor value, Tensor out, Tensor lse,"
-    " float? scale, str backend, bool need_query, bool need_key, bool need_value)"
+    " Tensor residual, float? scale, str backend, bool need_query, bool need_key, bool need_value)"
     " -> (Tensor, Tensor, Tensor)",
 )
 def oc_attention_bwd(
@@ -115,6 +151,7 @@ def oc_attention_bwd(
     value: Tensor,
     out: Tensor,
     lse: Tensor,
+    residual: Tensor,
     scale: float | None,
     backend: str,
     need_query: bool,
@@ -137,6 +174,7 @@ def oc_attention_bwd(
             tokens(value),
             tokens(out),
             lse,
+            _residual_rows(residual),
             _scale_of(query, scale),
             *targets,
         )
@@ -153,7 +191,7 @@ def _empty_grads(
 ) -> tuple[Tensor, Tensor, Tensor]:
     def empty(source: Tensor | None, needed: bool) -> Tensor:
         if source is None or not needed:
-            return query.new_empty((0,))
+            return _nothing(query)
         return empty_map(source, source.shape[1])
 
     return empty(query, need_query), empty(key, need_key), empty(value, need_value)
@@ -167,6 +205,7 @@ def _(
     value: Tensor,
     out: Tensor,
     lse: Tensor,
+    residual: Tensor,
     scale: float | None,
     backend: str,
     need_query: bool,
@@ -176,18 +215,18 @@ def _(
     return _empty_grads(query, key, value, need_query, need_key, need_value)
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    query, key, value, ctx.scale, ctx.backend = inputs
-    out, lse = output
-    ctx.mark_non_differentiable(lse)
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    query, key, value, ctx.scale, ctx.backend, _keep_residual = inputs
+    out, lse, residual = output
+    ctx.mark_non_differentiable(lse, residual)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(query, key, value, out, lse)
+    ctx.save_for_backward(query, key, value, out, lse, residual)
 
 
-def _backward(ctx: Any, grad_out: Tensor | None, _grad_lse: Tensor | None) -> tuple[Any, ...]:
+def _backward(ctx: Any, grad_out: Tensor | None, *_others: Tensor | None) -> tuple[Any, ...]:
     if grad_out is None:
-        return None, None, None, None, None
-    query, key, value, out, lse = ctx.saved_tensors
+        return None, None, None, None, None, None
+    query, key, value, out, lse, residual = ctx.saved_tensors
     need_query, need_key, need_value = ctx.needs_input_grad[:3]
     need_key = need_key and key is not None
     grads = torch.ops.ocnet.oc_attention_bwd(
@@ -197,6 +236,7 @@ def _backward(ctx: Any, grad_out: Tensor | None, _grad_lse: Tensor | None) -> tu
         value,
         out,
         lse,
+        residual,
         ctx.scale,
         ctx.backend,
         need_query,
@@ -205,7 +245,7 @@ def _backward(ctx: Any, grad_out: Tensor | None, _grad_lse: Tensor | None) -> tu
     )
     needed = (need_query, need_key, need_value)
     wanted = (grad if need else None for grad, need in zip(grads, needed, strict=True))
-    return (*wanted, None, None)
+    return (*wanted, None, None, None)
 
 
 def _no_second_order(ctx: Any, *_grads: Any) -> None:

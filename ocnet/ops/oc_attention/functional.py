@@ -53,7 +53,7 @@ def oc_attention(
 
     Note:
         Scores and sums are float32 (float64 for float64 inputs). Saved for backward: the inputs, the
-        output and ``4 * N * L`` bytes. Results repeat bit for bit. Under ``torch.autocast`` the op
+        output, ``4 * N * L`` bytes, and for 16-bit inputs what rounding took from the output. Results repeat bit for bit. Under ``torch.autocast`` the op
         runs in the autocast dtype. Gradients are of first order.
 
     Source:
@@ -63,7 +63,10 @@ def oc_attention(
     """
     _check(query, key, value, scale, backend)
     shared = None if key is query else key
-    out: Tensor = torch.ops.ocnet.oc_attention_fwd(query, shared, value, scale, backend)[0]
+    wants_grad = query.requires_grad or key.requires_grad or value.requires_grad
+    keep_residual = torch.is_grad_enabled() and wants_grad
+    results = torch.ops.ocnet.oc_attention_fwd(query, shared, value, scale, backend, keep_residual)
+    out: Tensor = results[0]
     return out
 
 

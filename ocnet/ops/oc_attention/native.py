@@ -35,9 +35,10 @@ class NativeBackend:
         scale: float,
         out: Tensor,
         lse: Tensor,
+        residual: Tensor | None,
     ) -> None:
-        """Write ``out`` and ``lse``."""
-        self._ops.oc_attention_fwd(query, key, value, scale, out, lse)
+        """Write ``out``, ``lse`` and ``residual``."""
+        self._ops.oc_attention_fwd(query, key, value, scale, out, lse, residual)
 
     def backward(
         self,
@@ -47,6 +48,7 @@ class NativeBackend:
         value: Tensor,
         out: Tensor,
         lse: Tensor,
+        residual: Tensor | None,
         scale: float,
         grad_query: Tensor | None,
         grad_key: Tensor | None,
@@ -54,7 +56,17 @@ class NativeBackend:
     ) -> None:
         """Write the gradients that are not ``None``."""
         self._ops.oc_attention_bwd(
-            grad_out, query, key, value, out, lse, scale, grad_query, grad_key, grad_value
+            grad_out,
+            query,
+            key,
+            value,
+            out,
+            lse,
+            residual,
+            scale,
+            grad_query,
+            grad_key,
+            grad_value,
         )
 
     @property

@@ -61,9 +61,15 @@ def _exp_shifted(scores: Tensor, shift: Tensor) -> Tensor:
 
 
 def forward(
-    query: Tensor, key: Tensor | None, value: Tensor, scale: float, out: Tensor, lse: Tensor
+    query: Tensor,
+    key: Tensor | None,
+    value: Tensor,
+    scale: float,
+    out: Tensor,
+    lse: Tensor,
+    residual: Tensor | None,
 ) -> None:
-    """Write ``out`` and ``lse``; see docs/architecture.md for the arguments."""
+    """Write ``out``, ``lse`` and ``residual``; see docs/architecture.md for the arguments."""
     keys = _wide(query if key is None else key).mT
     values = _wide(value)
     for rows in _blocks(query.shape[1]):
@@ -71,7 +77,10 @@ def forward(
         top = scores.amax(-1)
         # Not logsumexp: a row with a +inf score must be NaN, as its softmax is.
         lse[:, rows] = top + torch.log(_exp_shifted(scores, top).sum(-1))
-        out[:, rows] = (torch.softmax(scores, dim=-1) @ values).to(out.dtype)
+        context = torch.softmax(scores, dim=-1) @ values
+        out[:, rows] = context.to(out.dtype)
+        if residual is not None:
+            residual[:, rows] = (context - _wide(out[:, rows])).to(residual.dtype)
 
 
 def backward(
@@ -81,6 +90,7 @@ def backward(
     value: Tensor,
     out: Tensor,
     lse: Tensor,
+    residual: Tensor | None,
     scale: float,
     grad_query: Tensor | None,
     grad_key: Tensor | None,
@@ -100,7 +110,10 @@ def backward(
             d_values += weights.mT @ d_out
         if not want_scores:
             continue
-        delta = (d_out * _wide(out[:, rows])).sum(-1, keepdim=True)
+        context = _wide(out[:, rows])
+        if residual is not None:
+            context = context + _wide(residual[:, rows])
+        delta = (d_out * context).sum(-1, keepdim=True)
         d_scores = scale * weights * (d_out @ values.mT - delta)
         if d_queries is not None:
             d_queries[:, rows] = d_scores @ keys

@@ -65,9 +65,15 @@ def _supports_gpu(device: torch.device) -> Support:
 
 
 def forward(
-    query: Tensor, key: Tensor | None, value: Tensor, scale: float, out: Tensor, lse: Tensor
+    query: Tensor,
+    key: Tensor | None,
+    value: Tensor,
+    scale: float,
+    out: Tensor,
+    lse: Tensor,
+    residual: Tensor | None,
 ) -> None:
-    """Write ``out`` and ``lse``; see docs/architecture.md for the arguments."""
+    """Write ``out``, ``lse`` and ``residual``; see docs/architecture.md for the arguments."""
     query, value = _side_by_side(query), _side_by_side(value)
     key = query if key is None else _side_by_side(key)
     tile = _tile("forward", query, value)
@@ -78,6 +84,8 @@ def forward(
             p_value=value,
             p_out=out,
             p_lse=lse,
+            p_residual=out if residual is None else residual,
+            RESIDUAL=residual is not None,
             **_strides("q", "nl", query),
             **_strides("k", "ns", key),
             **_strides("v", "ns", value),
@@ -96,6 +104,7 @@ def backward(
     value: Tensor,
     out: Tensor,
     lse: Tensor,
+    residual: Tensor | None,
     scale: float,
     grad_query: Tensor | None,
     grad_key: Tensor | None,
@@ -110,7 +119,7 @@ def backward(
         if grad_query is None and grad_key is None:
             return
         delta = torch.empty_like(lse)
-        _backward_delta(grad_out, out, delta)
+        _backward_delta(grad_out, out, residual, delta)
         feature = functools.partial(
             _backward_feature, grad_out=grad_out, value=value, lse=lse, delta=delta, scale=scale
         )
@@ -120,12 +129,14 @@ def backward(
             feature(keys, query, grad_key, as_query=False, as_key=True)
 
 
-def _backward_delta(grad_out: Tensor, out: Tensor, delta: Tensor) -> None:
+def _backward_delta(grad_out: Tensor, out: Tensor, residual: Tensor | None, delta: Tensor) -> None:
     n, l, ev = out.shape
     slice_v = min(configs.DELTA_CHANNELS, configs.padded(ev))
     _kernels().oc_attention_bwd_delta_kernel[(n * -(-l // configs.DELTA_ROWS),)](
         p_grad_out=grad_out,
         p_out=out,
+        p_residual=out if residual is None else residual,
+        RESIDUAL=residual is not None,
         p_delta=delta,
         **_strides("g", "nlv", grad_out),
         **_strides("o", "nlv", out),

@@ -91,15 +91,18 @@ def _products(
 
 @triton.jit
 def oc_attention_fwd_kernel(
-    p_query, p_key, p_value, p_out, p_lse,
+    p_query, p_key, p_value, p_out, p_lse, p_residual,
     stride_qn, stride_ql, stride_kn, stride_ks, stride_vn, stride_vs,
     stride_on, stride_ol, stride_ov,
     scale, L, S, E, Ev,
     EVEN_E: tl.constexpr, EVEN_V: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BE: tl.constexpr, NE: tl.constexpr, BO: tl.constexpr,
-    PRECISION: tl.constexpr,
+    PRECISION: tl.constexpr, RESIDUAL: tl.constexpr,
 ):  # fmt: skip
-    """``out = softmax(scale * query key^T) value`` and its log-sum-exp, by the online softmax."""
+    """``out = softmax(scale * query key^T) value`` and its log-sum-exp, by the online softmax.
+
+    With ``RESIDUAL`` also what rounding takes from ``out``, laid out as ``out`` is.
+    """
     n_tiles = tl.cdiv(L, BM)
     i_n = (tl.program_id(0) // n_tiles).to(tl.int64)
     i_o = tl.program_id(1)
@@ -134,23 +137,31 @@ def oc_attention_fwd_kernel(
         b_out = tl.dot(b_prob.to(b_value.dtype), b_value, b_out, input_precision=PRECISION)
         b_max = b_max_new
 
-    _store(p_out, o_m, stride_ol, L, o_o, stride_ov, Ev, EVEN_V, b_out / b_sum[:, None])
     if i_o == 0:
         tl.store(p_lse + i_n * L + o_m, (b_max + tl.log2(b_sum)) * LN2, mask=o_m < L)
+    b_out = b_out / b_sum[:, None]
+    b_rounded = b_out.to(p_out.dtype.element_ty)
+    if RESIDUAL:
+        p_residual += i_n * stride_on
+        b_rest = (b_out - b_rounded.to(tl.float32)).to(p_out.dtype.element_ty)
+        _store(p_residual, o_m, stride_ol, L, o_o, stride_ov, Ev, EVEN_V, b_rest)
+    _store(p_out, o_m, stride_ol, L, o_o, stride_ov, Ev, EVEN_V, b_rounded)
 
 
 @triton.jit
 def oc_attention_bwd_delta_kernel(
-    p_grad_out, p_out, p_delta,
+    p_grad_out, p_out, p_residual, p_delta,
     stride_gn, stride_gl, stride_gv, stride_on, stride_ol, stride_ov,
     L, Ev,
     EVEN_V: tl.constexpr, BM: tl.constexpr, BV: tl.constexpr, NV: tl.constexpr,
+    RESIDUAL: tl.constexpr,
 ):  # fmt: skip
-    """``delta = sum_v grad_out * out``, which the softmax takes off a row's score gradients."""
+    """``delta = sum_v grad_out * (out + residual)``, which the softmax takes off a row's score gradients."""
     n_tiles = tl.cdiv(L, BM)
     i_n = (tl.program_id(0) // n_tiles).to(tl.int64)
     p_grad_out += i_n * stride_gn
     p_out += i_n * stride_on
+    p_residual += i_n * stride_on
     o_m = (tl.program_id(0) % n_tiles) * BM + tl.arange(0, BM)
     b_delta = tl.zeros([BM], tl.float32)
     for i_v in range(NV):
@@ -159,7 +170,12 @@ def oc_attention_bwd_delta_kernel(
         b_grad = _load(p_grad_out, o_m, stride_gl, L, o_v, stride_gv, Ev, EVEN_V)
         # BM x BV
         b_out = _load(p_out, o_m, stride_ol, L, o_v, stride_ov, Ev, EVEN_V)
-        b_delta += tl.sum(b_grad.to(tl.float32) * b_out.to(tl.float32), 1)
+        b_out = b_out.to(tl.float32)
+        if RESIDUAL:
+            # BM x BV
+            b_rest = _load(p_residual, o_m, stride_ol, L, o_v, stride_ov, Ev, EVEN_V)
+            b_out += b_rest.to(tl.float32)
+        b_delta += tl.sum(b_grad.to(tl.float32) * b_out, 1)
     tl.store(p_delta + i_n * L + o_m, b_delta, mask=o_m < L)
 
 
