@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""Turn rows into markdown tables: ``python -m benchmarks.report benchmarks/results/<device>.jsonl``."""
+"""Turn rows into markdown tables.
+
+python -m benchmarks.report benchmarks/results/<device>.jsonl                  # all of it, printed
+python -m benchmarks.report benchmarks/results/*.jsonl --into README.md        # the short table, in its place
+"""
 
 import argparse
 import json
@@ -12,6 +16,10 @@ from ocnet.report.style import bytes_text, time_text
 
 Row = dict[str, Any]
 _HEADER = ("form", "phase", "p50 (p20 to p80)", "x floor", "vs naive", "saved", "peak", "note")
+_SHORT_HEADER = ("device", "case", "dtype", "form", "forward", "step", "saved", "peak")
+_SHORT_FORMS = ("fused", "naive", "sdpa")
+_BEGIN = "<!-- rows: made by benchmarks.report -->"
+_END = "<!-- end of rows -->"
 
 
 def latest(rows: Iterable[Row]) -> list[Row]:
@@ -66,6 +74,37 @@ def _group(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
+def summary(rows: Sequence[Row]) -> str:
+    """Return the short table: one line for each device, case, dtype and form that ran."""
+    lines: dict[tuple[Any, ...], dict[str, Row]] = {}
+    for row in latest(rows):
+        if row["status"] == "ok" and row["form"] in _SHORT_FORMS:
+            workload = row["workload"]
+            key = (row["device_name"], row["case"], workload["dtype"], row["form"])
+            lines.setdefault(key, {})[row["phase"]] = row
+    table = [_line(_SHORT_HEADER), _line(["---"] * len(_SHORT_HEADER))]
+    for (device, case, dtype, form), phases in lines.items():
+        if {"forward", "step"} <= phases.keys():
+            step = phases["step"]
+            backend = f" ({step['backend']})" if step["backend"] else ""
+            times = [time_text(phases[name]["p50_ms"]) for name in ("forward", "step")]
+            sizes = [bytes_text(step[name]) for name in ("saved_bytes", "peak_bytes")]
+            table.append(_line([device, case, dtype, form + backend, *times, *sizes]))
+    return "\n".join(table)
+
+
+def insert(text: str, table: str) -> str:
+    """Put a table between the two marks of a document.
+
+    Raises:
+        ValueError: The document does not have both marks, in order.
+    """
+    start, end = text.find(_BEGIN), text.find(_END)
+    if start < 0 or end < start:
+        raise ValueError(f"report: --into must name a file with {_BEGIN} and {_END}, got neither")
+    return text[: start + len(_BEGIN)] + "\n" + table + "\n" + text[end:]
+
+
 def _folded(rows: Sequence[Row]) -> list[Row]:
     """Say a refusal once for all phases."""
     kept: dict[tuple[Any, ...], Row] = {}
@@ -99,15 +138,28 @@ def _line(cells: Sequence[str]) -> str:
 
 def main(argv: Sequence[str]) -> int:
     """Print the tables of the files given."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.report",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("files", nargs="+", type=Path, help="files that benchmarks.run wrote")
-    rows = [
-        json.loads(line)
-        for path in parser.parse_args(argv).files
-        for line in path.read_text(encoding="utf-8").splitlines()
-    ]
-    print(markdown(rows))
+    parser.add_argument("--into", type=Path, help="document to put the short table into")
+    options = parser.parse_args(argv)
+    rows = read_rows(options.files)
+    if options.into is None:
+        print(markdown(rows))
+        return 0
+    text = options.into.read_text(encoding="utf-8")
+    options.into.write_text(insert(text, summary(rows)), encoding="utf-8")
     return 0
+
+
+def read_rows(files: Iterable[Path]) -> list[Row]:
+    """Return the rows of several files, in order."""
+    return [
+        json.loads(line) for path in files for line in path.read_text(encoding="utf-8").splitlines()
+    ]
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from torch import Tensor
 from ocnet.ops._backends import Backends, Support
 from ocnet.ops._registration import empty_map, register_autocast, tokens
 from ocnet.ops.oc_attention import cpu_backend, cuda_backend, reference, triton_backend
-from ocnet.ops.oc_attention.problem import Problem
+from ocnet.ops.oc_attention.problem import BackwardCall, ForwardCall, Problem
 
 
 class AttentionBackend(Protocol):
@@ -23,33 +23,11 @@ class AttentionBackend(Protocol):
         """Tell whether the back end takes the call."""
         ...
 
-    def forward(
-        self,
-        query: Tensor,
-        key: Tensor | None,
-        value: Tensor,
-        scale: float,
-        out: Tensor,
-        lse: Tensor,
-        residual: Tensor | None,
-    ) -> None:
-        """Write ``out``, ``lse`` and ``residual``."""
+    def forward(self, call: ForwardCall, /) -> None:
+        """Write the outputs of the call."""
         ...
 
-    def backward(
-        self,
-        grad_out: Tensor,
-        query: Tensor,
-        key: Tensor | None,
-        value: Tensor,
-        out: Tensor,
-        lse: Tensor,
-        residual: Tensor | None,
-        scale: float,
-        grad_query: Tensor | None,
-        grad_key: Tensor | None,
-        grad_value: Tensor | None,
-    ) -> None:
+    def backward(self, call: BackwardCall, /) -> None:
         """Write the gradients that are not ``None``."""
         ...
 
@@ -114,13 +92,15 @@ def oc_attention_fwd(
     out, lse, residual = _empty_results(query, value, keep_residual)
     if query.shape[0] > 0:
         chosen.forward(
-            tokens(query),
-            None if key is None else tokens(key),
-            tokens(value),
-            _scale_of(query, scale),
-            tokens(out),
-            lse,
-            _residual_rows(residual),
+            ForwardCall(
+                query=tokens(query),
+                key=None if key is None else tokens(key),
+                value=tokens(value),
+                scale=_scale_of(query, scale),
+                out=tokens(out),
+                lse=lse,
+                residual=_residual_rows(residual),
+            )
         )
     return out, lse, residual
 
@@ -162,21 +142,22 @@ def oc_attention_bwd(
     chosen = BACKENDS.choose(Problem.of(query, key, value), backend)
     grads = _empty_grads(query, key, value, need_query, need_key, need_value)
     if query.shape[0] > 0:
-        targets = [
-            tokens(grad) if needed else None
-            for grad, needed in zip(grads, (need_query, need_key, need_value), strict=True)
-        ]
-        key_rows = None if key is None else tokens(key)
+        needed = (need_query, need_key, need_value)
+        targets = [tokens(g) if need else None for g, need in zip(grads, needed, strict=True)]
         chosen.backward(
-            tokens(grad_out),
-            tokens(query),
-            key_rows,
-            tokens(value),
-            tokens(out),
-            lse,
-            _residual_rows(residual),
-            _scale_of(query, scale),
-            *targets,
+            BackwardCall(
+                grad_out=tokens(grad_out),
+                query=tokens(query),
+                key=None if key is None else tokens(key),
+                value=tokens(value),
+                out=tokens(out),
+                lse=lse,
+                residual=_residual_rows(residual),
+                scale=_scale_of(query, scale),
+                grad_query=targets[0],
+                grad_key=targets[1],
+                grad_value=targets[2],
+            )
         )
     return grads
 

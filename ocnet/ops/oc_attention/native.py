@@ -4,15 +4,14 @@
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ocnet.ops import _extension
 from ocnet.ops._backends import SUPPORTED, Support
-from ocnet.ops.oc_attention.problem import Problem, refuse_common
+from ocnet.ops.oc_attention.problem import BackwardCall, ForwardCall, Problem, refuse_common
 
 
 class NativeBackend:
-    """Calls ``torch.ops.ocnet_<half>``; see docs/architecture.md for the arguments."""
+    """Calls ``torch.ops.ocnet_<half>``."""
 
     def __init__(self, half: str) -> None:
         self._half = half
@@ -27,47 +26,13 @@ class NativeBackend:
             return Support(False, library.problem, missing_build=True)
         return SUPPORTED
 
-    def forward(
-        self,
-        query: Tensor,
-        key: Tensor | None,
-        value: Tensor,
-        scale: float,
-        out: Tensor,
-        lse: Tensor,
-        residual: Tensor | None,
-    ) -> None:
-        """Write ``out``, ``lse`` and ``residual``."""
-        self._ops.oc_attention_fwd(query, key, value, scale, out, lse, residual)
+    def forward(self, call: ForwardCall) -> None:
+        """Write the outputs of the call."""
+        self._ops.oc_attention_fwd(*call)
 
-    def backward(
-        self,
-        grad_out: Tensor,
-        query: Tensor,
-        key: Tensor | None,
-        value: Tensor,
-        out: Tensor,
-        lse: Tensor,
-        residual: Tensor | None,
-        scale: float,
-        grad_query: Tensor | None,
-        grad_key: Tensor | None,
-        grad_value: Tensor | None,
-    ) -> None:
+    def backward(self, call: BackwardCall) -> None:
         """Write the gradients that are not ``None``."""
-        self._ops.oc_attention_bwd(
-            grad_out,
-            query,
-            key,
-            value,
-            out,
-            lse,
-            residual,
-            scale,
-            grad_query,
-            grad_key,
-            grad_value,
-        )
+        self._ops.oc_attention_bwd(*call)
 
     @property
     def _ops(self) -> Any:

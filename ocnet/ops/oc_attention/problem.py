@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""What a call of pixel-wise attention looks like to a back end."""
+"""What a call of pixel-wise attention looks like to a back end: its sizes, and its tensors."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -39,6 +40,47 @@ class Problem:
             Ev=value.shape[1],
             shared=key is None,
         )
+
+
+class ForwardCall(NamedTuple):
+    """Token matrices to read, and to write; in the order of the native schema.
+
+    Attributes:
+        query: ``(N, L, E)``.
+        key: ``(N, S, E)``; ``None`` where it is the query.
+        value: ``(N, S, Ev)``.
+        scale: Factor of the scores.
+        out: ``(N, L, Ev)``, to write.
+        lse: ``(N, L)``, to write.
+        residual: ``(N, L, Ev)``, to write; ``None`` where it is not wanted.
+    """
+
+    query: Tensor
+    key: Tensor | None
+    value: Tensor
+    scale: float
+    out: Tensor
+    lse: Tensor
+    residual: Tensor | None
+
+
+class BackwardCall(NamedTuple):
+    """Token matrices to read, and the gradients to write; in the order of the native schema.
+
+    A gradient that is ``None`` is not wanted. Without a key, ``grad_query`` is that of both roles.
+    """
+
+    grad_out: Tensor
+    query: Tensor
+    key: Tensor | None
+    value: Tensor
+    out: Tensor
+    lse: Tensor
+    residual: Tensor | None
+    scale: float
+    grad_query: Tensor | None
+    grad_key: Tensor | None
+    grad_value: Tensor | None
 
 
 def refuse_common(problem: Problem, device_type: str) -> Support | None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ocnet.ops._backends import SUPPORTED, Support
-from ocnet.ops.oc_attention.problem import Problem
+from ocnet.ops.oc_attention.problem import BackwardCall, ForwardCall, Problem
 
 ROWS = 512
 
@@ -60,16 +60,9 @@ def _exp_shifted(scores: Tensor, shift: Tensor) -> Tensor:
     return torch.exp(scores - shift.unsqueeze(-1))
 
 
-def forward(
-    query: Tensor,
-    key: Tensor | None,
-    value: Tensor,
-    scale: float,
-    out: Tensor,
-    lse: Tensor,
-    residual: Tensor | None,
-) -> None:
-    """Write ``out``, ``lse`` and ``residual``; see docs/architecture.md for the arguments."""
+def forward(call: ForwardCall) -> None:
+    """Write the outputs of the call."""
+    query, key, value, scale, out, lse, residual = call
     keys = _wide(query if key is None else key).mT
     values = _wide(value)
     for rows in _blocks(query.shape[1]):
@@ -83,20 +76,10 @@ def forward(
             residual[:, rows] = (context - _wide(out[:, rows])).to(residual.dtype)
 
 
-def backward(
-    grad_out: Tensor,
-    query: Tensor,
-    key: Tensor | None,
-    value: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    residual: Tensor | None,
-    scale: float,
-    grad_query: Tensor | None,
-    grad_key: Tensor | None,
-    grad_value: Tensor | None,
-) -> None:
-    """Write the gradients that are not ``None``; with shared keys ``grad_query`` gets both roles."""
+def backward(call: BackwardCall) -> None:
+    """Write the gradients that are not ``None``."""
+    grad_out, query, key, value, out, lse, residual, scale, *grads = call
+    grad_query, grad_key, grad_value = grads
     keys, values = _wide(query if key is None else key), _wide(value)
     want_scores = grad_query is not None or grad_key is not None
     want_key = grad_key is not None or (key is None and grad_query is not None)

@@ -17,7 +17,12 @@ from torch import Tensor
 from ocnet._env import triton_interpreted
 from ocnet.ops._backends import SUPPORTED, Support
 from ocnet.ops.oc_attention import configs
-from ocnet.ops.oc_attention.problem import Problem, refuse_common
+from ocnet.ops.oc_attention.problem import (
+    BackwardCall,
+    ForwardCall,
+    Problem,
+    refuse_common,
+)
 
 MIN_CAPABILITY = (8, 0)
 
@@ -64,16 +69,9 @@ def _supports_gpu(device: torch.device) -> Support:
     return SUPPORTED
 
 
-def forward(
-    query: Tensor,
-    key: Tensor | None,
-    value: Tensor,
-    scale: float,
-    out: Tensor,
-    lse: Tensor,
-    residual: Tensor | None,
-) -> None:
-    """Write ``out``, ``lse`` and ``residual``; see docs/architecture.md for the arguments."""
+def forward(call: ForwardCall) -> None:
+    """Write the outputs of the call."""
+    query, key, value, scale, out, lse, residual = call
     query, value = _side_by_side(query), _side_by_side(value)
     key = query if key is None else _side_by_side(key)
     tile = _tile("forward", query, value)
@@ -97,20 +95,10 @@ def forward(
         )
 
 
-def backward(
-    grad_out: Tensor,
-    query: Tensor,
-    key: Tensor | None,
-    value: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    residual: Tensor | None,
-    scale: float,
-    grad_query: Tensor | None,
-    grad_key: Tensor | None,
-    grad_value: Tensor | None,
-) -> None:
-    """Write the gradients that are not ``None``; without a key ``grad_query`` gets both roles."""
+def backward(call: BackwardCall) -> None:
+    """Write the gradients that are not ``None``."""
+    grad_out, query, key, value, out, lse, residual, scale, *grads = call
+    grad_query, grad_key, grad_value = grads
     grad_out, query, value = (_side_by_side(each) for each in (grad_out, query, value))
     keys = query if key is None else _side_by_side(key)
     with _on(query.device):
