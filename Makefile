@@ -4,7 +4,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-NATIVE := $(wildcard csrc/*.* csrc/*/*.*) setup.py tools/native_build.py
+NATIVE := $(wildcard csrc/*.* csrc/*/*.* csrc/*/*/*.*) setup.py tools/native_build.py
+CXX_FILES := $(foreach folder,csrc tests,$(foreach end,h cpp cu cuh,'$(folder)/*.$(end)'))
 
 .PHONY: demo test slow lint types format gpu-check doctor clean
 
@@ -20,8 +21,7 @@ slow: $(READY)
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh' 'tests/*.h' 'tests/*.cpp' \
-	  | xargs $(BIN)/clang-format --dry-run --Werror
+	git ls-files $(CXX_FILES) | xargs $(BIN)/clang-format --dry-run --Werror
 
 types: $(READY)
 	$(BIN)/mypy
@@ -29,14 +29,14 @@ types: $(READY)
 format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh' 'tests/*.h' 'tests/*.cpp' \
-	  | xargs $(BIN)/clang-format -i
+	git ls-files $(CXX_FILES) | xargs $(BIN)/clang-format -i
 
 doctor: $(READY)
 	$(BIN)/ocnet doctor
 
 # On a machine with a GPU, in an environment that has ocnet installed: every test marked gpu, then the
-# benchmarks. PYTHON names that environment's interpreter; rows go to benchmarks/results/.
+# benchmarks. PYTHON names that environment's interpreter; rows go to benchmarks/results/, those of the
+# primitives that the GPU confirms to benchmarks/results/primitives/.
 gpu-check:
 	$(PYTHON) -m pytest -m gpu --require-gpu
 	$(PYTHON) -m benchmarks.run --device cuda

@@ -3,6 +3,7 @@
 
 python -m benchmarks.report benchmarks/results/<device>.jsonl                  # all of it, printed
 python -m benchmarks.report benchmarks/results/*.jsonl --into README.md        # the short table, in its place
+python -m benchmarks.report --primitives benchmarks/results/primitives/*.jsonl --into docs/emulator.md
 """
 
 import argparse
@@ -17,6 +18,7 @@ from ocnet.report.style import bytes_text, time_text
 Row = dict[str, Any]
 _HEADER = ("form", "phase", "p50 (p20 to p80)", "x floor", "vs naive", "saved", "peak", "note")
 _SHORT_HEADER = ("device", "case", "dtype", "form", "forward", "step", "saved", "peak")
+_CONFIRMED_HEADER = ("device", "run", "bit for bit", "within rounding", "wrong or failing")
 _SHORT_FORMS = ("fused", "naive", "sdpa")
 _BEGIN = "<!-- rows: made by benchmarks.report -->"
 _END = "<!-- end of rows -->"
@@ -93,6 +95,23 @@ def summary(rows: Sequence[Row]) -> str:
     return "\n".join(table)
 
 
+def confirmed_table(rows: Iterable[Row]) -> str:
+    """Return what the primitives do on each device, by the last row of each."""
+    last = {row["device_name"]: row for row in rows}
+    table = [_line(_CONFIRMED_HEADER), _line(["---"] * len(_CONFIRMED_HEADER))]
+    for device, row in last.items():
+        names = [
+            ", ".join(name for name, state in row["primitives"].items() if state in states)
+            or "none"
+            for states in (("bitwise",), ("rounding",), ("differs", "failed"))
+        ]
+        run = f"{row['date'][:10]}, {(row['commit'] or 'unknown')[:12]}"
+        table.append(_line([device, run, *names]))
+    if not last:
+        table.append(_line(["none", "not yet run on a device", "-", "-", "-"]))
+    return "\n".join(table)
+
+
 def insert(text: str, table: str) -> str:
     """Put a table between the two marks of a document.
 
@@ -143,15 +162,17 @@ def main(argv: Sequence[str]) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("files", nargs="+", type=Path, help="files that benchmarks.run wrote")
+    parser.add_argument("files", nargs="*", type=Path, help="files of rows")
     parser.add_argument("--into", type=Path, help="document to put the short table into")
+    parser.add_argument("--primitives", action="store_true", help="rows say what a GPU confirmed")
     options = parser.parse_args(argv)
     rows = read_rows(options.files)
+    short = confirmed_table if options.primitives else summary
     if options.into is None:
-        print(markdown(rows))
+        print(short(rows) if options.primitives else markdown(rows))
         return 0
     text = options.into.read_text(encoding="utf-8")
-    options.into.write_text(insert(text, summary(rows)), encoding="utf-8")
+    options.into.write_text(insert(text, short(rows)), encoding="utf-8")
     return 0
 
 

@@ -27,7 +27,7 @@ from ocnet.engine.workload import PHASES, Form, Workload
 
 WRONG = "wrong"
 _SECONDS = {"cpu": 1.0, "cuda": 0.3}  # of repeats for each row; a GPU call takes milliseconds
-_RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parent / "results"
 
 
 def main(argv: Sequence[str]) -> int:
@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
     machine = describe_machine(options.device)
     out = options.out
     if out is None:
-        out = _RESULTS / f"{_slug(machine['device_name'])}.jsonl"
+        out = RESULTS / f"{slug(machine['device_name'])}.jsonl"
     out.parent.mkdir(parents=True, exist_ok=True)
     bad = 0
     with out.open("a", encoding="utf-8") as file:
@@ -190,7 +190,8 @@ def _output(*command: str) -> str | None:
     return done.stdout.strip().partition("\n")[0]
 
 
-def _slug(name: str) -> str:
+def slug(name: str) -> str:
+    """Return a device's name as a file name."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 

@@ -9,7 +9,7 @@
 
 #include "common/checks.h"
 #include "common/dispatch.h"
-#include "common/launch.cuh"
+#include "common/torch_launch.h"
 #include "oc_attention.h"
 #include "oc_attention_bwd.cuh"
 #include "oc_attention_fwd.cuh"
@@ -36,7 +36,7 @@ void check_matrix(const char* function, const char* argument, const Tensor& quer
 
 Sizes check_inputs(const char* function, const Tensor& query, const std::optional<Tensor>& key,
                    const Tensor& value) {
-  check_on_cuda(function, "query", query);
+  check_on_device(function, "query", query);
   check_dim(function, "query", 3, query);
   check_dim(function, "value", 3, value);
   check_sizes(function, "query", kLargestSize, query);
@@ -69,14 +69,15 @@ TokenMatrix<T> matrix(T* data, const Tensor& tensor) {
 }
 
 template <typename scalar_t>
-TokenMatrix<const scalar_t> input(const Tensor& tensor) {
-  return matrix(static_cast<const scalar_t*>(tensor.const_data_ptr()), tensor);
+TokenMatrix<const scalar_t> input(const char* name, const std::optional<Tensor>& tensor) {
+  if (!tensor.has_value()) return {};
+  return matrix(kernel_input<scalar_t>(name, *tensor), *tensor);
 }
 
 template <typename scalar_t>
-TokenMatrix<scalar_t> output(const std::optional<Tensor>& tensor) {
+TokenMatrix<scalar_t> output(const char* name, const std::optional<Tensor>& tensor) {
   if (!tensor.has_value()) return {};
-  return matrix(static_cast<scalar_t*>(tensor->mutable_data_ptr()), *tensor);
+  return matrix(kernel_output<scalar_t>(name, *tensor), *tensor);
 }
 
 }  // namespace
@@ -97,14 +98,14 @@ void oc_attention_fwd(Tensor query, std::optional<Tensor> key, Tensor value, dou
     using scalar_t = typename decltype(tag)::type;
     using acc_t = accumulator_t<scalar_t>;
     FwdParams<scalar_t> params;
-    params.query = input<scalar_t>(query);
-    params.key = key.has_value() ? input<scalar_t>(*key) : params.query;
-    params.value = input<scalar_t>(value);
-    params.out = output<scalar_t>(out);
-    params.residual = output<scalar_t>(residual);
-    params.lse = static_cast<acc_t*>(lse.mutable_data_ptr());
+    params.query = input<scalar_t>("query", query);
+    params.key = key.has_value() ? input<scalar_t>("key", *key) : params.query;
+    params.value = input<scalar_t>("value", value);
+    params.out = output<scalar_t>("out", out);
+    params.residual = output<scalar_t>("residual", residual);
+    params.lse = kernel_output<acc_t>("lse", lse);
     params.scale = static_cast<acc_t>(scale);
-    const CudaLauncher launch(kFunction, query);
+    const TensorLauncher launch(kFunction, query);
     launch_oc_attention_fwd(params, sizes.images, launch);
   });
 }
@@ -141,21 +142,22 @@ void oc_attention_bwd(Tensor grad_out, Tensor query, std::optional<Tensor> key, 
   dispatch_floating(query.scalar_type(), kFunction, "query", [&](auto tag) {
     using scalar_t = typename decltype(tag)::type;
     using acc_t = accumulator_t<scalar_t>;
-    const CudaLauncher launch(kFunction, query);
+    const TensorLauncher launch(kFunction, query);
     const Tensor delta = torch::stable::empty_like(lse);
     BwdParams<scalar_t> params;
-    params.query = input<scalar_t>(query);
-    params.key = key.has_value() ? input<scalar_t>(*key) : params.query;
-    params.value = input<scalar_t>(value);
-    params.out = input<scalar_t>(out);
-    if (residual.has_value()) params.residual = input<scalar_t>(*residual);
-    params.grad_out = input<scalar_t>(grad_out);
-    params.lse = static_cast<const acc_t*>(lse.const_data_ptr());
-    params.delta = static_cast<acc_t*>(delta.mutable_data_ptr());
+    params.query = input<scalar_t>("query", query);
+    params.key = key.has_value() ? input<scalar_t>("key", *key) : params.query;
+    params.value = input<scalar_t>("value", value);
+    params.out = input<scalar_t>("out", out);
+    params.residual = input<scalar_t>("residual", residual);
+    params.grad_out = input<scalar_t>("grad_out", grad_out);
+    params.lse = kernel_input<acc_t>("lse", lse);
+    params.delta = kernel_output<acc_t>("delta", delta);
     params.scale = static_cast<acc_t>(scale);
-    params.grad_value = output<scalar_t>(grad_value);
-    launch_oc_attention_bwd(params, sizes.images, !key.has_value(), output<scalar_t>(grad_query),
-                            output<scalar_t>(grad_key), launch);
+    params.grad_value = output<scalar_t>("grad_value", grad_value);
+    launch_oc_attention_bwd(params, sizes.images, !key.has_value(),
+                            output<scalar_t>("grad_query", grad_query),
+                            output<scalar_t>("grad_key", grad_key), launch);
   });
 }
 

@@ -9,6 +9,7 @@
 // order, so nothing is added by atomics and results repeat bit for bit.
 #pragma once
 
+#include "common/launch.cuh"
 #include "common/tile.cuh"
 
 namespace ocnet {
@@ -218,7 +219,8 @@ oc_attention_bwd_kernel(BwdParams<scalar_t> params) {
 }
 
 template <typename scalar_t, Role kRole, typename Launch>
-void launch_oc_attention_bwd_role(BwdParams<scalar_t> params, int64_t images, Launch& launch) {
+void launch_oc_attention_bwd_role(BwdParams<scalar_t> params, int64_t images,
+                                  const Launch& launch) {
   using TileT = Tile<accumulator_t<scalar_t>>;
   const int tokens = kRole == Role::kQuery ? params.query.tokens : params.key.tokens;
   int chunks = 0;
@@ -226,8 +228,8 @@ void launch_oc_attention_bwd_role(BwdParams<scalar_t> params, int64_t images, La
   if (params.grad_value.data != nullptr) chunks += TileT::chunks(params.grad_value.channels);
   params.plan = plan_blocks(images, tokens, TileT::kSide, chunks, TileT::kFixedBytes,
                             TileT::kChunkBytes, launch.shared_limit());
-  launch(oc_attention_bwd_kernel<scalar_t, kRole>, params.plan.blocks, TileT::kThreads,
-         params.plan.shared_bytes, params);
+  launch(oc_attention_bwd_kernel<scalar_t, kRole>,
+         Grid{params.plan.blocks, TileT::kThreads, params.plan.shared_bytes}, params);
 }
 
 // Computes the gradients whose data is not null. `params` has all but grad_tokens and the plan.
@@ -235,14 +237,14 @@ void launch_oc_attention_bwd_role(BwdParams<scalar_t> params, int64_t images, La
 template <typename scalar_t, typename Launch>
 void launch_oc_attention_bwd(BwdParams<scalar_t> params, int64_t images, bool shared_keys,
                              const TokenMatrix<scalar_t>& grad_query,
-                             const TokenMatrix<scalar_t>& grad_key, Launch& launch) {
+                             const TokenMatrix<scalar_t>& grad_key, const Launch& launch) {
   if (grad_query.data != nullptr || grad_key.data != nullptr) {
     using acc_t = accumulator_t<scalar_t>;
     BwdParams<scalar_t> first = params;
     first.plan = plan_blocks(images, params.out.tokens, 32, 1, 256 * sizeof(acc_t), 1,
                              launch.shared_limit());
-    launch(oc_attention_bwd_delta_kernel<scalar_t>, first.plan.blocks, 256, first.plan.shared_bytes,
-           first);
+    launch(oc_attention_bwd_delta_kernel<scalar_t>,
+           Grid{first.plan.blocks, 256, first.plan.shared_bytes}, first);
   }
   if (shared_keys && grad_query.data != nullptr) {
     params.grad_tokens = grad_query;

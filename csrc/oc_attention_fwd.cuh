@@ -2,6 +2,7 @@
 // Forward kernel of pixel-wise attention, and its launch. No torch headers.
 #pragma once
 
+#include "common/launch.cuh"
 #include "common/tile.cuh"
 
 namespace ocnet {
@@ -100,16 +101,15 @@ oc_attention_fwd_kernel(FwdParams<scalar_t> params) {
   }
 }
 
-// `launch(kernel, blocks, threads, shared_bytes, params)` starts a grid; `launch.shared_limit()` is
-// the shared memory a block may have.
+// `launch` is a KernelLauncher, or launches as one does.
 template <typename scalar_t, typename Launch>
-void launch_oc_attention_fwd(FwdParams<scalar_t> params, int64_t images, Launch& launch) {
+void launch_oc_attention_fwd(FwdParams<scalar_t> params, int64_t images, const Launch& launch) {
   using TileT = Tile<accumulator_t<scalar_t>>;
   params.plan =
       plan_blocks(images, params.query.tokens, TileT::kSide, TileT::chunks(params.value.channels),
                   TileT::kFixedBytes, TileT::kChunkBytes, launch.shared_limit());
-  launch(oc_attention_fwd_kernel<scalar_t>, params.plan.blocks, TileT::kThreads,
-         params.plan.shared_bytes, params);
+  launch(oc_attention_fwd_kernel<scalar_t>,
+         Grid{params.plan.blocks, TileT::kThreads, params.plan.shared_bytes}, params);
 }
 
 }  // namespace ocnet

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
-// Every native schema, one line each. Compiled once for the CPU library and once, with USE_CUDA,
-// for the CUDA one.
+// Every native schema, one line each. Compiled once for the CPU library, once with USE_CUDA for the
+// CUDA one, and once with OCNET_EMULATOR for the tests, which run the CUDA one's sources on the
+// CPU.
 #include <torch/csrc/stable/library.h>
 
 #include "oc_attention.h"
@@ -8,6 +9,9 @@
 #ifdef USE_CUDA
 #define OCNET_NAMESPACE ocnet_cuda
 #define OCNET_KEY CUDA
+#elif defined(OCNET_EMULATOR)
+#define OCNET_NAMESPACE ocnet_emulated
+#define OCNET_KEY CPU
 #else
 #define OCNET_NAMESPACE ocnet_cpu
 #define OCNET_KEY CPU

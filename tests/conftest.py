@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""Seeding, NaN in uninitialised memory, and skips that say why."""
+"""Seeding, NaN in uninitialised memory, the emulator, and skips that say why."""
 
 import importlib.util
 import os
 from collections.abc import Iterator
+from types import ModuleType
 
 import pytest
 import torch
@@ -39,3 +40,21 @@ def _seeded_and_poisoned() -> Iterator[None]:
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(scope="session")
+def emulator() -> ModuleType:
+    """The module of tests/emulator, built on first use; its ops are torch.ops.ocnet_emulated."""
+    from tests.emulator.build import UnavailableError, load_emulator
+
+    try:
+        return load_emulator()
+    except UnavailableError as missing:
+        pytest.skip(str(missing))
+
+
+@pytest.fixture(autouse=True)
+def _emulator_as_new(request: pytest.FixtureRequest) -> None:
+    """Undo what the last test has set, and forget its launches."""
+    if "emulator" in request.fixturenames:
+        request.getfixturevalue("emulator").configure()

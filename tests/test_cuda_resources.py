@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: MIT
 """What nvcc reported of the kernels in the built library: registers, spills, shared memory."""
 
-import re
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from tests.ptxas import Kernel, complaints_of, kernels_of, register_limits, spilling
 
 REPORT = Path(__file__).resolve().parent.parent / "build" / "native" / "cuda_resources.txt"
 ARCHITECTURES = ("sm_80", "sm_90a")
@@ -13,45 +13,16 @@ ARCHITECTURES = ("sm_80", "sm_90a")
 MOST_REGISTERS = 128
 
 
-@dataclass(frozen=True)
-class Kernel:
-    name: str
-    arch: str
-    stack: int
-    spilled: int
-    registers: int
-    static_shared: int
-
-
-def parse(text: str) -> list[Kernel]:
-    """Read the blocks that ``ptxas -v`` prints, one for each kernel and architecture."""
-    pattern = re.compile(
-        r"Compiling entry function '(?P<name>\w+)' for '(?P<arch>\w+)'.*?"
-        r"(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, "
-        r"(?P<loads>\d+) bytes spill loads.*?Used (?P<registers>\d+) registers(?P<rest>[^\n]*)",
-        re.DOTALL,
-    )
-    kernels = []
-    for found in pattern.finditer(text):
-        shared = re.search(r"(\d+) bytes smem", found["rest"])
-        kernels.append(
-            Kernel(
-                found["name"],
-                found["arch"],
-                int(found["stack"]),
-                int(found["stores"]) + int(found["loads"]),
-                int(found["registers"]),
-                int(shared[1]) if shared else 0,
-            )
-        )
-    return kernels
+@pytest.fixture(scope="module")
+def log() -> str:
+    if not REPORT.is_file():
+        pytest.skip("the CUDA library was not built here (no nvcc)")
+    return REPORT.read_text()
 
 
 @pytest.fixture(scope="module")
-def kernels() -> list[Kernel]:
-    if not REPORT.is_file():
-        pytest.skip("the CUDA library was not built here (no nvcc)")
-    return parse(REPORT.read_text())
+def kernels(log: str) -> list[Kernel]:
+    return kernels_of(log)
 
 
 @pytest.mark.native
@@ -64,7 +35,12 @@ def test_every_kernel_was_compiled_for_every_architecture(kernels: list[Kernel])
 
 @pytest.mark.native
 def test_nothing_spills(kernels: list[Kernel]) -> None:
-    assert [k for k in kernels if k.spilled or k.stack] == []
+    assert spilling(kernels) == []
+
+
+@pytest.mark.native
+def test_the_compiler_has_nothing_to_complain_of(log: str) -> None:
+    assert complaints_of(log) == []
 
 
 @pytest.mark.native
@@ -79,11 +55,44 @@ def test_shared_memory_is_all_dynamic(kernels: list[Kernel]) -> None:
     assert [k for k in kernels if k.static_shared] == []
 
 
+SPILL = """\
+ptxas info    : Compiling entry function 'k' for 'sm_80'
+ptxas info    : Function properties for k
+    8 bytes stack frame, 12 bytes spill stores, 16 bytes spill loads
+ptxas info    : Used 200 registers, used 1 barriers, 48 bytes smem, 568 bytes cmem[0]
+"""
+
+
 def test_the_reader_sees_a_spill() -> None:
-    text = (
-        "ptxas info    : Compiling entry function 'k' for 'sm_80'\n"
-        "ptxas info    : Function properties for k\n"
-        "    8 bytes stack frame, 12 bytes spill stores, 16 bytes spill loads\n"
-        "ptxas info    : Used 200 registers, used 1 barriers, 48 bytes smem, 568 bytes cmem[0]\n"
+    kernel = Kernel("k", "sm_80", 8, 28, 200, 48)
+    assert kernels_of(SPILL) == [kernel]
+    assert spilling([kernel, Kernel("l", "sm_80", 0, 0, 200, 0)]) == [kernel]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "ptxas info    : (C7508) Potential Performance Loss: 'setmaxnreg' ignored; unable to"
+        " determine register count at entry.",
+        "ptxas info    : (C7510) Potential Performance Loss: wgmma.mma_async instructions are"
+        " serialized due to non wgmma instructions defining accumulator registers in function 'k'",
+        "ptxas info    : (C7517) warpgroup.wait is injected in around line 50 by compiler to allow"
+        " use of registers defined by GMMA in function 'k'",
+        "ptxas warning : Unresolved extern variable 'x' in whole program compilation",
+    ],
+)
+def test_the_reader_sees_a_complaint(line: str) -> None:
+    assert complaints_of(f"{SPILL}{line}\n{SPILL}") == [line]
+
+
+def test_the_reader_passes_over_information() -> None:
+    assert complaints_of(f"ptxas info    : (C7519) information only\n{SPILL}") == []
+
+
+def test_the_reader_knows_launch_bounds() -> None:
+    ptx = (
+        ".visible .entry bounded(\n\t.param .u64 bounded_param_0\n)\n.maxntid 384, 1, 1\n"
+        ".minnctapersm 1\n{\n}\n.visible .entry free(\n)\n{\n}\n"
+        ".visible .entry shared(\n)\n.maxntid 256\n.minnctapersm 2\n{\n}\n"
     )
-    assert parse(text) == [Kernel("k", "sm_80", 8, 28, 200, 48)]
+    assert register_limits(ptx) == {"bounded": 168, "free": 64, "shared": 128}

@@ -83,13 +83,6 @@ inline std::string device_text(const torch::stable::Tensor& tensor) {
   return index < 0 ? type : type + ":" + std::to_string(index);
 }
 
-inline void check_on_cuda(const char* function, const char* argument,
-                          const torch::stable::Tensor& tensor) {
-  if (!tensor.is_cuda()) {
-    fail_argument(function, argument, "be on a CUDA device", device_text(tensor));
-  }
-}
-
 inline void check_same_device(const char* function, const char* argument,
                               const torch::stable::Tensor& reference,
                               const torch::stable::Tensor& tensor) {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Launching kernels on the caller's device and stream.
+// Launching kernels on a stream. No torch headers; nothing waits for the device.
 #pragma once
 
 #include <cstddef>
@@ -8,47 +8,76 @@
 #include <stdexcept>
 #include <string>
 
+#if defined(__CUDACC__)
 #include <cuda_runtime.h>
-
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
-#include <torch/csrc/stable/accelerator.h>
-#include <torch/csrc/stable/macros.h>
-#include <torch/csrc/stable/tensor.h>
+#else
+#include "emulation.h"
+#include "host_device.h"
+#endif
 
 namespace ocnet {
 
-// Makes a tensor's device current for its lifetime and launches on the stream that torch has
-// current there. Nothing waits for the device.
-class CudaLauncher {
+struct Grid {
+  int64_t blocks;
+  int threads;
+  size_t shared_bytes = 0;
+  int cluster_blocks = 1;  // blocks that run together (sm_90); divides `blocks`
+};
+
+inline void check_grid(const char* function, const Grid& grid) {
+  if (grid.blocks < 1 || grid.blocks > std::numeric_limits<int32_t>::max()) {
+    throw std::runtime_error(std::string(function) +
+                             ": the launch must have 1 to 2^31 - 1 blocks, got " +
+                             std::to_string(grid.blocks));
+  }
+}
+
+#if !defined(__CUDACC__)
+// What an emulated thread runs; its parameters are the host's to hand over.
+template <typename Params>
+struct KernelCall {
+  void (*kernel)(Params);
+  const Params* params;
+};
+template <typename Params>
+OCNET_EMULATED void run_kernel(const void* context) {
+  const auto& call = *static_cast<const KernelCall<Params>*>(context);
+  call.kernel(*call.params);
+}
+#endif
+
+// Launches on one stream of the current device: launch(kernel, grid, params).
+class KernelLauncher {
  public:
-  CudaLauncher(const char* function, const torch::stable::Tensor& tensor)
-      : function_(function), guard_(tensor.get_device_index()) {
-    const int32_t device = tensor.get_device_index();
-    void* stream = nullptr;
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
-    stream_ = static_cast<cudaStream_t>(stream);
-    check(cudaDeviceGetAttribute(&shared_limit_, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+#if defined(__CUDACC__)
+
+  KernelLauncher(const char* function, cudaStream_t stream) : function_(function), stream_(stream) {
+    int device = 0;
+    int limit = 0;
+    check(cudaGetDevice(&device));
+    check(cudaDeviceGetAttribute(&limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+    shared_limit_ = static_cast<size_t>(limit);
   }
 
-  // Bytes of shared memory that a block may have once its kernel has opted in.
-  size_t shared_limit() const { return static_cast<size_t>(shared_limit_); }
-
   template <typename Params>
-  void operator()(void (*kernel)(Params), int64_t blocks, int threads, size_t shared_bytes,
-                  const Params& params) const {
-    if (blocks < 1 || blocks > std::numeric_limits<int32_t>::max()) {
-      throw std::runtime_error(std::string(function_) +
-                               ": the launch must have 1 to 2^31 - 1 blocks, got " +
-                               std::to_string(blocks));
-    }
+  void operator()(void (*kernel)(Params), const Grid& grid, const Params& params) const {
+    check_grid(function_, grid);
     // Up to 48 KB needs no opting in.
-    if (shared_bytes > 48 * 1024) {
+    if (grid.shared_bytes > 48 * 1024) {
       check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                 static_cast<int>(shared_bytes)));
+                                 static_cast<int>(grid.shared_bytes)));
     }
-    kernel<<<static_cast<unsigned>(blocks), static_cast<unsigned>(threads), shared_bytes,
-             stream_>>>(params);
-    check(cudaGetLastError());
+    cudaLaunchConfig_t config = {};
+    config.gridDim = dim3(static_cast<unsigned>(grid.blocks));
+    config.blockDim = dim3(static_cast<unsigned>(grid.threads));
+    config.dynamicSmemBytes = grid.shared_bytes;
+    config.stream = stream_;
+    cudaLaunchAttribute cluster = {};
+    cluster.id = cudaLaunchAttributeClusterDimension;
+    cluster.val.clusterDim = {static_cast<unsigned>(grid.cluster_blocks), 1, 1};
+    config.attrs = &cluster;
+    config.numAttrs = grid.cluster_blocks > 1 ? 1 : 0;  // refused before sm_90
+    check(cudaLaunchKernelEx(&config, kernel, params));
   }
 
  private:
@@ -59,10 +88,31 @@ class CudaLauncher {
     }
   }
 
+  cudaStream_t stream_;
+
+#else
+
+  explicit KernelLauncher(const char* function)
+      : function_(function), shared_limit_(emulator::shared_limit()) {}
+
+  template <typename Params>
+  void operator()(void (*kernel)(Params), const Grid& grid, const Params& params) const {
+    check_grid(function_, grid);
+    const KernelCall<Params> call{kernel, &params};
+    emulator::launch({function_, reinterpret_cast<const void*>(kernel), grid.blocks, grid.threads,
+                      grid.shared_bytes, grid.cluster_blocks},
+                     &run_kernel<Params>, &call);
+  }
+
+ private:
+#endif
+
   const char* function_;
-  torch::stable::accelerator::DeviceGuard guard_;
-  cudaStream_t stream_ = nullptr;
-  int shared_limit_ = 0;
+  size_t shared_limit_ = 0;
+
+ public:
+  // Bytes of shared memory that a block may have once its kernel has opted in.
+  size_t shared_limit() const { return shared_limit_; }
 };
 
 }  // namespace ocnet

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""The table of the README is the one that the committed rows make."""
+"""The tables of the documents are those that the committed rows make."""
 
 from pathlib import Path
 
 import pytest
 
-from benchmarks.report import insert, read_rows, summary
+from benchmarks.report import confirmed_table, insert, read_rows, summary
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -14,6 +14,12 @@ def test_readme_shows_the_committed_rows() -> None:
     rows = read_rows(sorted((ROOT / "benchmarks" / "results").glob("*.jsonl")))
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert insert(text, summary(rows)) == text
+
+
+def test_the_page_of_the_emulator_shows_what_gpus_have_confirmed() -> None:
+    rows = read_rows(sorted((ROOT / "benchmarks" / "results" / "primitives").glob("*.jsonl")))
+    text = (ROOT / "docs" / "emulator.md").read_text(encoding="utf-8")
+    assert insert(text, confirmed_table(rows)) == text
 
 
 def test_a_document_without_marks_is_refused() -> None:

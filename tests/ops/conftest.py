@@ -5,33 +5,63 @@ import pytest
 import torch
 
 from ocnet.ops import _extension
+from ocnet.ops._backends import SUPPORTED
+from ocnet.ops.oc_attention import cuda_backend
+from ocnet.ops.oc_attention.problem import refuse_common
 
-DEVICES = {"reference": "cpu", "cpu": "cpu", "triton": "cuda", "cuda": "cuda"}
-BACKENDS = [
+DEVICES = {"reference": "cpu", "cpu": "cpu", "triton": "cuda", "cuda": "cuda", "emulated": "cpu"}
+SUBJECTS = [
     "reference",
     pytest.param("cpu", marks=pytest.mark.native),
     pytest.param("triton", marks=[pytest.mark.gpu, pytest.mark.triton]),
     pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.native]),
+    pytest.param("emulated", marks=pytest.mark.native),
 ]
 
 
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "backend" in metafunc.fixturenames:
-        metafunc.parametrize("backend", BACKENDS)
+@pytest.fixture(params=SUBJECTS)
+def subject(request: pytest.FixtureRequest) -> str:
+    """What is tested: a back end, or the CUDA one with its kernels in the emulator."""
+    return request.param
 
 
 @pytest.fixture
-def device(backend: str, request: pytest.FixtureRequest) -> str:
-    if backend in ("cpu", "cuda"):
-        library = _extension.load(backend)
+def backend(subject: str, request: pytest.FixtureRequest) -> str:
+    """The name that the op knows it by."""
+    if subject == "emulated":
+        request.getfixturevalue("_emulated_cuda_backend")
+        return "cuda"
+    return subject
+
+
+@pytest.fixture
+def _emulated_cuda_backend(emulator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The CUDA back end takes CPU tensors, and calls the ops of the emulator."""
+    emulator.configure()
+    monkeypatch.setattr(cuda_backend._BACKEND, "_half", "emulated")
+    monkeypatch.setattr(
+        cuda_backend, "supports", lambda problem: refuse_common(problem, "cpu") or SUPPORTED
+    )
+
+
+@pytest.fixture
+def device(subject: str, request: pytest.FixtureRequest) -> str:
+    if subject in ("cpu", "cuda"):
+        library = _extension.load(subject)
         if library.path is None and not request.config.getoption("--require-gpu"):
             pytest.skip(str(library.problem))
         assert library.problem is None, library.problem
-    return DEVICES[backend]
+    return DEVICES[subject]
 
 
 @pytest.fixture
-def dtypes(backend: str) -> tuple[torch.dtype, ...]:
+def dtypes(subject: str) -> tuple[torch.dtype, ...]:
     """The dtypes that the back end takes."""
     narrow = (torch.float32, torch.bfloat16, torch.float16)
-    return narrow if backend == "triton" else (*narrow, torch.float64)
+    return narrow if subject == "triton" else (*narrow, torch.float64)
+
+
+@pytest.fixture
+def small(subject: str) -> bool:
+    """Whether sizes must be small: the emulator looks at every access to memory."""
+    return subject == "emulated"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The functions of csrc/common against numpy and torch, and the block executor against faults."""
+"""The functions of csrc/common against numpy and torch."""
 
 import math
 
@@ -17,33 +17,33 @@ def _from_bits(bits: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", STORAGE)
-def test_widen_every_bit_pattern(csrc, name):
+def test_widen_every_bit_pattern(emulator, name):
     bits = np.arange(1 << 16, dtype=np.uint16)
     expected = _from_bits(bits, STORAGE[name]).float().numpy()
-    np.testing.assert_array_equal(getattr(csrc, f"widen_{name}")(bits), expected)
+    np.testing.assert_array_equal(getattr(emulator, f"widen_{name}")(bits), expected)
 
 
 @pytest.mark.parametrize("name", STORAGE)
-def test_narrow_rounds_as_torch(csrc, name):
+def test_narrow_rounds_as_torch(emulator, name):
     # Random bit patterns meet every exponent; ties between neighbours are where rounding can err.
     patterns = np.random.default_rng(0).integers(0, 1 << 32, 200_000, dtype=np.uint32)
     finite = np.arange(0x7C00 if name == "float16" else 0x7F80, dtype=np.uint16)
-    values = getattr(csrc, f"widen_{name}")(finite).astype(np.float64)
+    values = getattr(emulator, f"widen_{name}")(finite).astype(np.float64)
     ties = ((values[:-1] + values[1:]) / 2).astype(np.float32)
     above = np.nextafter(ties, np.float32(np.inf))
     edges = np.array([0.0, np.inf, 65504.0, 65519.99, 65520.0, 3.3961e38, 3.4e38], np.float32)
     wide = np.concatenate([patterns.view(np.float32), ties, above, edges])
     wide = np.concatenate([wide, -wide])
     expected = torch.from_numpy(wide).to(STORAGE[name])
-    got = _from_bits(getattr(csrc, f"narrow_{name}")(wide), STORAGE[name])
+    got = _from_bits(getattr(emulator, f"narrow_{name}")(wide), STORAGE[name])
     nan = torch.from_numpy(np.isnan(wide))
     assert torch.equal(got.isnan(), nan)
     assert torch.equal(got.view(torch.int16)[~nan], expected.view(torch.int16)[~nan])
 
 
 @pytest.mark.parametrize("name", ["float32", "float64"])
-def test_masked_exponential_ignores_padding(csrc, name):
-    function = getattr(csrc, f"masked_exponential_{name}")
+def test_masked_exponential_ignores_padding(emulator, name):
+    function = getattr(emulator, f"masked_exponential_{name}")
     assert function(1.0, 3.0, True) == pytest.approx(math.exp(-2.0), rel=2e-7)
     for score in (math.nan, math.inf, -math.inf, 1e30):
         assert function(score, 0.0, False) == 0.0
@@ -52,8 +52,8 @@ def test_masked_exponential_ignores_padding(csrc, name):
 
 
 @pytest.mark.parametrize("name", ["float32", "float64"])
-def test_masked_maximum_skips_nan_and_padding(csrc, name):
-    function = getattr(csrc, f"masked_maximum_{name}")
+def test_masked_maximum_skips_nan_and_padding(emulator, name):
+    function = getattr(emulator, f"masked_maximum_{name}")
     assert function(1.0, 2.0, True) == 2.0
     assert function(1.0, 0.5, True) == 1.0
     assert function(1.0, 2.0, False) == 1.0
@@ -61,30 +61,32 @@ def test_masked_maximum_skips_nan_and_padding(csrc, name):
     assert function(-math.inf, math.inf, True) == math.inf
 
 
-def _streamed(csrc, name: str, scores: torch.Tensor, tile: int) -> tuple[float, float]:
+def _streamed(emulator, name: str, scores: torch.Tensor, tile: int) -> tuple[float, float]:
     """(lse, total of weights 2) of one row, tile by tile, as the forward kernel does it."""
-    softmax = getattr(csrc, f"OnlineSoftmax_{name}")()
+    softmax = getattr(emulator, f"OnlineSoftmax_{name}")()
     weighted = 0.0
     for start in range(0, len(scores), tile):
         part = scores[start : start + tile].tolist()
         peak = -math.inf
         for score in part:
-            peak = getattr(csrc, f"masked_maximum_{name}")(peak, score, True)
+            peak = getattr(emulator, f"masked_maximum_{name}")(peak, score, True)
         weighted *= softmax.raise_maximum(peak)
         for score in part:
-            weight = getattr(csrc, f"masked_exponential_{name}")(score, softmax.reference(), True)
+            weight = getattr(emulator, f"masked_exponential_{name}")(
+                score, softmax.reference(), True
+            )
             softmax.total += weight
             weighted += 2.0 * weight
-    lse = getattr(csrc, f"log_sum_exp_{name}")(softmax.maximum, softmax.total)
+    lse = getattr(emulator, f"log_sum_exp_{name}")(softmax.maximum, softmax.total)
     return lse, weighted / softmax.total if softmax.total != 0 else math.nan
 
 
 @pytest.mark.parametrize("name", ["float32", "float64"])
 @pytest.mark.parametrize("tile", [1, 3, 8])
-def test_online_softmax_matches_logsumexp(csrc, name, tile):
+def test_online_softmax_matches_logsumexp(emulator, name, tile):
     dtype = getattr(torch, name)
     scores = 20 * torch.randn(17, generator=torch.Generator().manual_seed(0), dtype=dtype)
-    lse, weighted = _streamed(csrc, name, scores, tile)
+    lse, weighted = _streamed(emulator, name, scores, tile)
     # 17 rounded terms, and lse itself rounded.
     bound = 20 * torch.finfo(dtype).eps
     assert lse == pytest.approx(torch.logsumexp(scores.double(), 0).item(), rel=bound)
@@ -92,33 +94,33 @@ def test_online_softmax_matches_logsumexp(csrc, name, tile):
 
 
 @pytest.mark.parametrize("name", ["float32", "float64"])
-def test_online_softmax_recovers_from_infinite_tiles(csrc, name):
+def test_online_softmax_recovers_from_infinite_tiles(emulator, name):
     scores = torch.tensor([-math.inf] * 4 + [1.0, 2.0], dtype=getattr(torch, name))
-    lse, weighted = _streamed(csrc, name, scores, 2)
+    lse, weighted = _streamed(emulator, name, scores, 2)
     assert lse == pytest.approx(torch.logsumexp(scores.double(), 0).item(), rel=1e-6)
     assert weighted == pytest.approx(2.0, rel=1e-6)
-    assert _streamed(csrc, name, scores[:4], 2)[0] == -math.inf
+    assert _streamed(emulator, name, scores[:4], 2)[0] == -math.inf
     for poison in (math.nan, math.inf):
         scores[4] = poison
-        assert math.isnan(_streamed(csrc, name, scores, 2)[0])
+        assert math.isnan(_streamed(emulator, name, scores, 2)[0])
 
 
-def test_offsets_have_64_bits(csrc):
+def test_offsets_have_64_bits(emulator):
     fields = (1 << 20, 1 << 34, 1 << 33, 5, 1 << 30, 512)
     expected = (1 << 20) + 3 * (1 << 34) + 1_000_000_000 * (1 << 33) + 511 * 5
-    assert csrc.offset(fields, 3, 1_000_000_000, 511) == expected
+    assert emulator.offset(fields, 3, 1_000_000_000, 511) == expected
 
 
 @pytest.mark.parametrize("chunks", [1, 2, 7, 16])
 @pytest.mark.parametrize("limit", [150, 230, 990])
-def test_plan_covers_every_output_once(csrc, chunks, limit):
+def test_plan_covers_every_output_once(emulator, chunks, limit):
     images, rows, side, fixed, chunk_bytes = 2, 131, 64, 100, 50
-    plan = csrc.plan_blocks(images, rows, side, chunks, fixed, chunk_bytes, limit)
+    plan = emulator.plan_blocks(images, rows, side, chunks, fixed, chunk_bytes, limit)
     assert plan.shared_bytes <= limit
     assert plan.slices == math.ceil(chunks / ((limit - fixed) // chunk_bytes))
     seen = set()
     for block in range(plan.blocks):
-        image, first_row, piece = csrc.locate_block(plan, block, side)
+        image, first_row, piece = emulator.locate_block(plan, block, side)
         first = piece * plan.chunks_per_block
         for chunk in range(first, min(first + plan.chunks_per_block, chunks)):
             assert (image, first_row, chunk) not in seen
@@ -127,39 +129,12 @@ def test_plan_covers_every_output_once(csrc, chunks, limit):
     assert seen == {(n, row, c) for n in range(images) for row in tiles for c in range(chunks)}
 
 
-def test_plan_without_room_is_empty(csrc):
-    assert csrc.plan_blocks(1, 10, 64, 2, 100, 50, 149).blocks == 0
+def test_plan_without_room_is_empty(emulator):
+    assert emulator.plan_blocks(1, 10, 64, 2, 100, 50, 149).blocks == 0
 
 
-@pytest.mark.parametrize("fp64", [False, True])
-def test_512_output_channels_fit_one_block(csrc, fp64):
-    side, fixed, chunk = csrc.tile_bytes(fp64)
+@pytest.mark.parametrize("name", ["float32", "float64"])
+def test_512_output_channels_fit_one_block(emulator, name):
+    side, fixed, chunk = getattr(emulator, f"tile_sizes_{name}")()
     sm_80_limit = 163 * 1024
     assert fixed + 512 // side * chunk <= sm_80_limit
-
-
-def test_executor_shuffles_lanes(csrc):
-    expected = [float(sum(range(32)))] * 32 + [float(sum(range(32, 64)))] * 32
-    assert csrc.run_fault("exchange_lanes", 0) == expected
-
-
-def test_executor_shows_a_race(csrc):
-    results = {tuple(csrc.run_fault("read_before_barrier", seed)) for seed in range(4)}
-    assert len(results) > 1
-
-
-def test_executor_fills_shared_memory_with_nan(csrc):
-    assert all(math.isnan(value) for value in csrc.run_fault("read_uninitialised", 0))
-
-
-@pytest.mark.parametrize(
-    ("fault", "message"),
-    [
-        ("write_past_end", "wrote past its shared memory"),
-        ("skip_barrier", "threads diverge: 63 at a barrier, 0 at a shuffle, 1 finished"),
-        ("shuffle_in_half_a_warp", "threads diverge: 0 at a barrier, 32 at a shuffle, 32 finished"),
-    ],
-)
-def test_executor_reports_faults(csrc, fault, message):
-    with pytest.raises(RuntimeError, match=message):
-        csrc.run_fault(fault, 0)

@@ -1,0 +1,33 @@
+// SPDX-License-Identifier: MIT
+// The 32-bit addresses of shared memory that PTX takes.
+#pragma once
+
+#include "../device.cuh"
+
+namespace ocnet::ptx {
+
+#if defined(__CUDACC__)
+
+// cvta.to.shared (ISA: cvta).
+OCNET_DEVICE uint32_t shared_address(const void* pointer) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
+}
+// mapa.shared::cluster (ISA: mapa): the same place in another block of the cluster.
+OCNET_DEVICE uint32_t cluster_address(uint32_t address, int rank) {
+  uint32_t mapped;
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(mapped) : "r"(address), "r"(rank));
+  return mapped;
+}
+
+#else
+
+OCNET_EMULATED uint32_t shared_address(const void* pointer) {
+  return emulator::shared_address(pointer);
+}
+OCNET_EMULATED uint32_t cluster_address(uint32_t address, int rank) {
+  return emulator::cluster_address(address, rank);
+}
+
+#endif
+
+}  // namespace ocnet::ptx
