@@ -6,9 +6,11 @@ the tests.
 """
 
 import ctypes
+import fcntl
 import hashlib
 import multiprocessing
 import os
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
@@ -37,6 +39,10 @@ class UnavailableError(Exception):
     """No probe can run on a GPU here; the text says why."""
 
 
+class UnsupportedError(UnavailableError):
+    """There is a GPU, of another kind than the probes are built for."""
+
+
 class ProbeError(Exception):
     """What CUDA said of a probe, or that it did not end."""
 
@@ -53,7 +59,7 @@ def _digest(nvcc: str) -> str:
     digest = hashlib.sha256(version + "\n".join(FLAGS).encode())
     sources = [path for folder in (ROOT / "csrc" / "common", HERE) for path in folder.rglob("*")]
     for path in sorted(sources):
-        if path.suffix in (".h", ".cuh", ".cu"):
+        if path.suffix in (".h", ".cuh", ".cu") and not path.name.startswith("fault_"):
             digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()[:16]
 
@@ -70,17 +76,26 @@ def build() -> tuple[Path, Path]:
     nvcc = find_nvcc()
     folder = WORK / _digest(nvcc)
     library, log = folder / "probes.so", folder / "ptxas.txt"
-    if not library.is_file():
-        WORK.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=WORK) as name:
-            scratch = Path(name)
-            output = ["-shared", "-cudart", "static", "-o", scratch / library.name]
-            output += ["--keep", "--keep-dir", scratch]
-            compile_with_nvcc([HERE / "probes.cu", *output], scratch / log.name)
-            folder.mkdir(exist_ok=True)
-            for path in (log, library.with_suffix(".ptx"), library):
-                os.replace(scratch / path.name, path)
+    WORK.mkdir(parents=True, exist_ok=True)
+    with (WORK / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # let go when the file is closed
+        if not library.is_file():
+            for old in WORK.glob("*/"):
+                shutil.rmtree(old)
+            _compile(folder, library, log)
     return library, log
+
+
+def _compile(folder: Path, library: Path, log: Path) -> None:
+    """Fill the folder, the library last: where that is, all is."""
+    with tempfile.TemporaryDirectory(dir=WORK) as name:
+        scratch = Path(name)
+        output = ["-shared", "-cudart", "static", "-o", scratch / library.name]
+        output += ["--keep", "--keep-dir", scratch]
+        compile_with_nvcc([HERE / "probes.cu", *output], scratch / log.name)
+        folder.mkdir()
+        for path in (log, library.with_suffix(".ptx"), library):
+            os.replace(scratch / path.name, path)
 
 
 def compile_with_nvcc(arguments: Sequence[str | Path], log: Path) -> None:
@@ -145,14 +160,14 @@ class Device:
 
     def __init__(self, library: Path | None = None, seconds: float = SECONDS) -> None:
         self._library = library or build()[0]
-        self._seconds = seconds
+        self.seconds = seconds
         self._process: multiprocessing.process.BaseProcess | None = None
         try:
             self.description = self._call("describe", [])
         except ProbeError as error:
             raise UnavailableError(str(error)) from error
         if not self.description.endswith(f", {CAPABILITY}"):
-            raise UnavailableError(
+            raise UnsupportedError(
                 f"the probes are built for compute capability {CAPABILITY}, "
                 f"and this is {self.description}"
             )
@@ -170,6 +185,7 @@ class Device:
         if self._process is not None:
             self._process.kill()
             self._process.join()
+            self._connection.close()
             self._process = None
 
     def _call(self, method: str, buffers: Sequence[np.ndarray], *rest):
@@ -179,8 +195,8 @@ class Device:
         self._connection.send((method, list(buffers), writable, *rest))
         what = rest[0] if rest else method
         try:
-            if not self._connection.poll(self._seconds):
-                raise ProbeError(f"{what}: not done after {self._seconds} s")
+            if not self._connection.poll(self.seconds):
+                raise ProbeError(f"{what}: not done after {self.seconds} s")
             words, result = self._connection.recv()
         except (EOFError, ProbeError) as error:
             self.close()

@@ -82,6 +82,11 @@ void SharedMemory::prepare(size_t wanted) {
 
 // --- the record ---
 
+// Neither in flight nor of an earlier run, and known: what most accesses meet.
+inline bool known_to(const Stamp& stamp, const Access& access, uint32_t run_start) {
+  return stamp.clock >= run_start && access.known->seen_of(stamp.agent) >= stamp.clock;
+}
+
 bool Machine::ordered(const Stamp& stamp, const Access& access, bool global) const {
   if (stamp.proxy == Proxy::kAtomic && access.proxy == Proxy::kAtomic) return true;
   if (stamp.clock < run_start()) {
@@ -120,6 +125,8 @@ void Machine::fail_race(const Stamp& stamp, const Memory& memory, size_t offset,
 void Machine::note(const Memory& memory, size_t offset, size_t bytes, const Access& access) {
   const bool global = memory.rank < 0;
   const uint32_t start = run_start();
+  const bool reads = !access.write || access.proxy == Proxy::kAtomic;
+  Stamp stamp{access.clock, static_cast<uint16_t>(access.agent), 0, access.proxy, access.place};
   for (size_t at = offset; at < offset + bytes;) {
     const size_t in_word = at % kWordBytes;
     const size_t count = std::min(kWordBytes - in_word, offset + bytes - at);
@@ -127,9 +134,8 @@ void Machine::note(const Memory& memory, size_t offset, size_t bytes, const Acce
     Word& word = memory.record->words[at / kWordBytes];
     const bool fresh = word.write.bytes == 0 || (!global && word.write.clock < start);
     if (fresh && !global) word.initialised = 0;
-    const bool reads = !access.write || access.proxy == Proxy::kAtomic;
     if (!fresh && (word.write.bytes & mask) != 0) {
-      if (!ordered(word.write, access, global)) {
+      if (!known_to(word.write, access, start) && !ordered(word.write, access, global)) {
         fail_race(word.write, memory, at, access,
                   word.write.clock == kInFlight ? "which is being filled by" : "written by");
       }
@@ -146,11 +152,11 @@ void Machine::note(const Memory& memory, size_t offset, size_t bytes, const Acce
       fail(access.primitive, access.place,
            "reads uninitialised shared memory at +" + hex(at) + " of the block's");
     }
-    const Stamp stamp{access.clock, static_cast<uint16_t>(access.agent), mask, access.proxy,
-                      access.place};
+    stamp.bytes = mask;
     if (access.write) {
       for (const Stamp& read : word.reads) {
-        if ((read.bytes & mask) != 0 && !ordered(read, access, global)) {
+        if ((read.bytes & mask) != 0 && !known_to(read, access, start) &&
+            !ordered(read, access, global)) {
           fail_race(read, memory, at, access, "which is read by");
         }
       }

@@ -19,7 +19,7 @@ namespace ocnet::emulator {
 Machine* machine = nullptr;
 
 constexpr size_t kPageBytes = 4096;
-constexpr size_t kPoisonedBytes = 16 * 1024;
+constexpr size_t kPoisonedBytes = 4096;
 constexpr int kMostThreads = 1024;
 constexpr int kRegistersOfBlock = 65536;
 
@@ -257,8 +257,8 @@ void Machine::check_finished() {
   for (const Block& block : blocks_) check_lifetimes(block);
 }
 
-// A block must have learnt of what others did to its shared memory before it exits: else, on another
-// day, it has exited before they do it.
+// A block must have learnt of what others did to its shared memory before it exits: else, on
+// another day, it has exited before they do it.
 void Machine::check_lifetimes(const Block& block) {
   std::vector<Snapshot> last;
   for (const Thread& thread : block.threads) last.push_back(thread.now);
@@ -266,8 +266,7 @@ void Machine::check_lifetimes(const Block& block) {
   const int threads = launch_.threads;
   const auto check = [&](const Stamp& stamp, const char* primitive) {
     if (stamp.bytes == 0 || stamp.clock < run_start() || stamp.agent >= first_agent_ ||
-        stamp.agent / threads == block.rank ||
-        clock_of(known.seen, stamp.agent) >= stamp.clock) {
+        stamp.agent / threads == block.rank || clock_of(known.seen, stamp.agent) >= stamp.clock) {
       return;
     }
     running_ = &blocks_[static_cast<size_t>(stamp.agent / threads)]

@@ -98,10 +98,10 @@ def test_a_probe_that_faults_or_hangs_does_not_stop_the_others(tmp_path):
         device.run_probe("fault", [kept])
     with pytest.raises(ProbeError, match="crash: the process of the probe died"):
         device.run_probe("crash", [kept])
-    device._seconds = 0.5
+    device.seconds = 0.5
     with pytest.raises(ProbeError, match=r"hang: not done after 0\.5 s"):
         device.run_probe("hang", [kept])
-    device._seconds = 10
+    device.seconds = 10
     device.run_probe("add", [kept, changed], [1])
     assert changed.tolist() == [6, 7, 8, 9]
     device.close()

@@ -4,7 +4,9 @@
 // An mbarrier is 8 bytes, 8-byte aligned. A phase completes when all arrivals it was initialised
 // for and all bytes it expects are in; the next phase then begins. Phases have parity 0, 1, 0, ...
 // Waiting for parity p returns once the latest phase of parity p has completed, so a wait for
-// parity 1 on a fresh mbarrier returns at once. Arriving releases, waiting acquires.
+// parity 1 on a fresh mbarrier returns at once. Arriving releases, waiting acquires, within the
+// block: that orders copies and products on behalf of another block of the cluster, but what it
+// stored itself is handed over by the cluster barrier (which the emulator does not insist on).
 #pragma once
 
 #include "address.cuh"
