@@ -20,7 +20,7 @@ OCNET_DEVICE int cluster_blocks() {
   return blocks;
 }
 
-// barrier.cluster (ISA: barrier.cluster) of every thread of every block: arriving releases what the
+// barrier.cluster (ISA: barrier.cluster) of every warp of every block: arriving releases what the
 // thread wrote, waiting acquires what the others did.
 OCNET_DEVICE void cluster_arrive() {
   asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");

@@ -135,10 +135,11 @@ void named_barrier(int id, int threads, bool wait) {
 }
 
 void cluster_arrive() {
+  constexpr const char* kName = "barrier.cluster.arrive";
+  const Place place = OCNET_CALLER;
+  machine->gather(kName, kWarp, "", 1, place);
   Thread& self = machine->thread();
-  if (self.in_cluster_barrier) {
-    machine->fail("barrier.cluster.arrive", OCNET_CALLER, "arrives twice without waiting");
-  }
+  if (self.in_cluster_barrier) machine->fail(kName, place, "arrives twice without waiting");
   self.in_cluster_barrier = true;
   machine->cluster_arrived().push_back(machine->release());
   const Launch& launch = machine->launch();
@@ -159,11 +160,13 @@ void Machine::cluster_complete() {
 }
 
 void cluster_wait() {
+  constexpr const char* kName = "barrier.cluster.wait";
   const Place place = OCNET_CALLER;
+  machine->gather(kName, kWarp, "", 1, place);
   Thread& self = machine->thread();
   if (self.in_cluster_barrier) {
     machine->cluster_waiting().push_back(&self);
-    machine->suspend("barrier.cluster.wait", place);
+    machine->suspend(kName, place);
   }
   machine->acquire(self, machine->cluster_known());
 }

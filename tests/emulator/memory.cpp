@@ -163,8 +163,8 @@ void Machine::note(const Memory& memory, size_t offset, size_t bytes, const Acce
       word.write = stamp;
       word.initialised |= mask;
     } else {
-      // Two slots: the latest reader, and the latest that is somebody else.
-      if (word.reads[0].agent != stamp.agent) word.reads[1] = word.reads[0];
+      // Two slots. Who knows of this read knows of those that its reader knew of.
+      if (!known_to(word.reads[0], access, start)) word.reads[1] = word.reads[0];
       word.reads[0] = stamp;
     }
     at += count;
