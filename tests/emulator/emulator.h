@@ -199,7 +199,6 @@ class Machine {
   // Ends the launch. `primitive` may be null: an ordinary access.
   [[noreturn]] void fail(const char* primitive, Place place, const std::string& what);
   void suspend(const char* primitive, Place place, const std::string& detail = "");
-  void wake(Thread* thread);
   void wake(std::vector<Thread*>& threads);
   void trace(const std::string& event);
   void print(const std::string& text);

@@ -299,8 +299,6 @@ void Machine::suspend(const char* primitive, Place place, const std::string& det
   self.wait = {};
 }
 
-void Machine::wake(Thread* thread) { ready_.push_back(thread); }
-
 void Machine::wake(std::vector<Thread*>& threads) {
   ready_.insert(ready_.end(), threads.begin(), threads.end());
   threads.clear();
