@@ -13,6 +13,14 @@ namespace {
 
 constexpr const char* kTensorCopy = "cp.async.bulk.tensor";
 
+// What was in flight has been written.
+void land(Record& record, int agent, size_t offset, size_t bytes, uint32_t clock) {
+  for (size_t word = offset / 4; word <= (offset + bytes - 1) / 4; ++word) {
+    Stamp& write = record.words[word].write;
+    if (write.agent == agent && write.clock == kInFlight) write.clock = clock;
+  }
+}
+
 }  // namespace
 
 // --- cp.async ---
@@ -40,11 +48,14 @@ void copy_async(uint32_t shared, const void* global, int bytes, int valid_bytes)
   }
   const Access access{&self.now, self.now.agent, kInFlight, Proxy::kGeneric, true, kName, place};
   machine->note(machine->memory_of(*at.block), at.offset, size, access);
-  self.copies.push_back({shared, global, bytes, valid_bytes, machine->release(), place});
+  self.copies.push_back(
+      std::make_shared<Copy>(Copy{shared, global, bytes, valid_bytes, machine->release(), place}));
 }
 
 // `clock`: when the thread does it, as others will see it.
-void Machine::perform(const Copy& copy, uint32_t clock) {
+void Machine::perform(Copy& copy, uint32_t clock) {
+  if (copy.done) return;
+  copy.done = true;
   constexpr const char* kName = "cp.async";
   const uint32_t offset = copy.shared % (1u << 24) - kSharedStart;
   const int rank = copy.issued.agent / launch_.threads;
@@ -60,15 +71,8 @@ void Machine::perform(const Copy& copy, uint32_t clock) {
     std::memcpy(bytes, copy.global, valid);
   }
   const auto size = static_cast<size_t>(copy.bytes);
-  land(target, offset, size, clock);
+  land(target.shared.record, copy.issued.agent, offset, size, clock);
   std::memcpy(target.shared.start + offset, bytes, size);
-}
-
-// What was in flight has been written.
-void Machine::land(Block& target, uint32_t offset, size_t bytes, uint32_t clock) {
-  for (size_t word = offset / 4; word <= (offset + bytes - 1) / 4; ++word) {
-    target.shared.record.words[word].write.clock = clock;
-  }
 }
 
 void copy_commit() {
@@ -80,7 +84,7 @@ void copy_commit() {
 void copy_wait(int groups_in_flight) {
   Thread& self = machine->thread();
   while (self.copy_groups.size() > static_cast<size_t>(groups_in_flight)) {
-    for (const Copy& copy : self.copy_groups.front()) machine->perform(copy, self.now.clock);
+    for (const auto& copy : self.copy_groups.front()) machine->perform(*copy, self.now.clock);
     self.copy_groups.pop_front();
   }
 }
@@ -89,11 +93,9 @@ void copy_arrive(uint32_t address) {
   constexpr const char* kName = "cp.async.mbarrier.arrive";
   machine->mbarrier(kName, OCNET_CALLER, address, false);
   Thread& self = machine->thread();
-  std::vector<Copy> all;
-  for (const auto& group : self.copy_groups) all.insert(all.end(), group.begin(), group.end());
-  all.insert(all.end(), self.copies.begin(), self.copies.end());
-  self.copy_groups.clear();
-  self.copies.clear();
+  CopyGroup all = self.copies;
+  for (const CopyGroup& group : self.copy_groups) all.insert(all.end(), group.begin(), group.end());
+  for (const auto& copy : all) copy->counted = true;
   machine->arrivals().push_back({std::move(all), &self, address, machine->release()});
 }
 
@@ -213,7 +215,7 @@ void Machine::load(const TensorCopy& copy) {
     const uint32_t clock = tick(barrier.agent);
     for_each_piece(copy, [&](uintptr_t from, uint32_t offset, size_t bytes) {
       unsigned char* const to = target->shared.start + offset;
-      land(*target, offset, bytes, clock);
+      land(target->shared.record, barrier.agent, offset, bytes, clock);
       if (from == 0) {
         std::memset(to, 0, bytes);
         return;
@@ -240,7 +242,8 @@ void tensor_store(const void* map, uint32_t shared, const int* coordinates, int 
   self.stores.push_back(std::move(copy));
 }
 
-void Machine::store(const TensorCopy& copy) {
+// Reads shared memory; from here on the destination belongs to the copy.
+void Machine::take(TensorCopy& copy) {
   Thread& self = *copy.thread;
   const uint32_t clock = tick(self.store_agent);
   for_each_piece(copy, [&](uintptr_t to, uint32_t offset, size_t bytes) {
@@ -248,12 +251,30 @@ void Machine::store(const TensorCopy& copy) {
                       false,        kTensorCopy,      copy.place};
     note(memory_of(*self.block), offset, bytes, read);
     if (to == 0) return;
-    auto* const target = reinterpret_cast<void*>(to);
-    GlobalBuffer& buffer = global(kTensorCopy, copy.place, target, bytes, true);
+    GlobalBuffer& buffer =
+        global(kTensorCopy, copy.place, reinterpret_cast<void*>(to), bytes, true);
     Access write = read;
     write.write = true;
+    write.clock = kInFlight;
     note({&buffer.record, -1, buffer.name.c_str()}, to - buffer.start, bytes, write);
-    std::memcpy(target, self.block->shared.start + offset, bytes);
+    const unsigned char* const from = self.block->shared.start + offset;
+    copy.taken.insert(copy.taken.end(), from, from + bytes);
+  });
+  acquire(self, self.store_agent, clock);
+}
+
+// Writes global memory.
+void Machine::store(const TensorCopy& copy) {
+  Thread& self = *copy.thread;
+  const uint32_t clock = tick(self.store_agent);
+  const unsigned char* from = copy.taken.data();
+  for_each_piece(copy, [&](uintptr_t to, uint32_t, size_t bytes) {
+    if (to == 0) return;
+    auto* const target = reinterpret_cast<void*>(to);
+    GlobalBuffer& buffer = global(kTensorCopy, copy.place, target, bytes, true);
+    land(buffer.record, self.store_agent, to - buffer.start, bytes, clock);
+    std::memcpy(target, from, bytes);
+    from += bytes;
   });
   acquire(self, self.store_agent, clock);
 }
@@ -266,13 +287,24 @@ void bulk_commit() {
   self.stores.clear();
 }
 
-// A store reads shared memory and writes global memory at once: nothing else in a launch reads what
-// stores write, so the two waits differ only on a device.
-void bulk_wait(int groups_in_flight, bool) {
+// After `reads_only`, what the stores write is still in flight: until another wait, or the end.
+void bulk_wait(int groups_in_flight, bool reads_only) {
   Thread& self = machine->thread();
-  while (self.store_groups.size() > static_cast<size_t>(groups_in_flight)) {
-    for (const TensorCopy& copy : self.store_groups.front()) machine->store(copy);
+  const auto most = static_cast<size_t>(groups_in_flight);
+  while (self.store_groups.size() > most) {
+    for (TensorCopy& copy : self.store_groups.front()) machine->take(copy);
+    self.taken_groups.push_back(std::move(self.store_groups.front()));
     self.store_groups.pop_front();
+  }
+  if (!reads_only) machine->finish_stores(self, most);
+}
+
+// Lets at most so many groups of a thread be unfinished.
+void Machine::finish_stores(Thread& thread, size_t most) {
+  while (!thread.taken_groups.empty() &&
+         thread.taken_groups.size() + thread.store_groups.size() > most) {
+    for (const TensorCopy& copy : thread.taken_groups.front()) store(copy);
+    thread.taken_groups.pop_front();
   }
 }
 
@@ -313,7 +345,7 @@ bool Machine::advance_copies() {
 }
 
 void Machine::arrive(const Arrival& arrival) {
-  for (const Copy& copy : arrival.copies) perform(copy, arrival.issued.clock);
+  for (const auto& copy : arrival.copies) perform(*copy, arrival.issued.clock);
   const uint32_t offset = arrival.mbarrier - kSharedStart;
   Mbarrier& barrier = arrival.thread->block->mbarriers[offset];
   if (barrier.pending < 1) {

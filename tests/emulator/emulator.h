@@ -56,7 +56,8 @@ struct Wait {
   Place place = nullptr;
 };
 
-// An asynchronous copy from global to shared memory that has been issued and not yet performed.
+// An asynchronous copy from global to shared memory. Its group may wait for it, and an mbarrier
+// too.
 struct Copy {
   uint32_t shared;
   const void* global;
@@ -64,7 +65,10 @@ struct Copy {
   int valid_bytes;
   Snapshot issued;
   Place place;
+  bool counted = false;  // at an mbarrier
+  bool done = false;
 };
+using CopyGroup = std::vector<std::shared_ptr<Copy>>;
 
 // A copy of the copy engine between a tensor and shared memory.
 struct TensorCopy {
@@ -77,6 +81,7 @@ struct TensorCopy {
   Thread* thread;
   Snapshot issued;
   Place place;
+  std::vector<unsigned char> taken;  // from shared memory, by a store that has not written them yet
 };
 
 // Registers that an instruction in flight reads or writes: nobody else may touch them.
@@ -104,10 +109,11 @@ struct Thread {
   std::vector<uint32_t> unfenced_mbarriers;
   std::vector<struct AtomicSync*> unfenced_atomics;
 
-  std::vector<Copy> copies;  // since the last commit
-  std::deque<std::vector<Copy>> copy_groups;
+  CopyGroup copies;  // since the last commit
+  std::deque<CopyGroup> copy_groups;
   std::vector<TensorCopy> stores;  // since the last commit
   std::deque<std::vector<TensorCopy>> store_groups;
+  std::deque<std::vector<TensorCopy>> taken_groups;  // have read, and not written
   int store_agent = -1;
 
   std::list<RegistersInFlight> registers;
@@ -236,10 +242,11 @@ class Machine {
 
   // --- asynchronous work ---
   void atomic(const char* primitive, void* address, size_t bytes, Place place);
-  void perform(const Copy& copy, uint32_t clock);
-  void land(Block& target, uint32_t offset, size_t bytes, uint32_t clock);
+  void perform(Copy& copy, uint32_t clock);
   void load(const TensorCopy& copy);
+  void take(TensorCopy& copy);
   void store(const TensorCopy& copy);
+  void finish_stores(Thread& thread, size_t most);
   void mark(const TensorCopy& copy);
   Mbarrier& mbarrier(const char* primitive, Place place, uint32_t address, bool by_engine);
   static std::string state_of(uint32_t offset, const Mbarrier& barrier);
@@ -248,7 +255,7 @@ class Machine {
   void retire(Warpgroup& warpgroup, size_t groups_in_flight);
 
   struct Arrival {
-    std::vector<Copy> copies;
+    CopyGroup copies;
     Thread* thread;
     uint32_t mbarrier;
     Snapshot issued;
@@ -288,6 +295,7 @@ class Machine {
   bool ordered(const Stamp& stamp, const Access& access, bool global) const;
   [[noreturn]] void fail_race(const Stamp& stamp, const Memory& memory, size_t offset,
                               const Access& access, const char* how);
+  void check_mbarriers(const Memory& memory, size_t offset, size_t bytes, const Access& access);
   [[noreturn]] void fail_bounds(uintptr_t address, size_t bytes, bool write, Place place);
   [[noreturn]] void leave();
 

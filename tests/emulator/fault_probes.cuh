@@ -12,7 +12,7 @@
 namespace ocnet::probes::faults {
 
 template <CopyFault kFault>
-constexpr auto kRunCopies = &run_fault<copies<kFault>, 32, 512>;
+constexpr auto kRunCopies = &run_fault<copies<kFault>, 32, kCopyBytes>;
 template <ProductFault kFault>
 constexpr auto kRunSquare = &run_fault<square_product<kFault>, 128, kSquareRoom>;
 
@@ -55,6 +55,8 @@ inline const Probe kFaultProbes[] = {
     {"misaligned_copy", kRunCopies<CopyFault::kMisaligned>},
     {"copy_past_tail", kRunCopies<CopyFault::kPastTail>},
     {"uncommitted_copy", kRunCopies<CopyFault::kUncommitted>},
+    {"unwaited_count", kRunCopies<CopyFault::kUnwaitedCount>},
+    {"copy_onto_barrier", kRunCopies<CopyFault::kOntoBarrier>},
     {"wrong_phase", &run_ring<RingFault::kWrongPhase>},
     {"unguarded_stage", &run_ring<RingFault::kUnguarded>},
     {"early_release", &run_ring<RingFault::kEarlyRelease>},
@@ -73,6 +75,7 @@ inline const Probe kFaultProbes[] = {
     {"unfenced_box", &run_stores<StoreFault::kUnfenced>},
     {"reused_box", &run_stores<StoreFault::kReused>},
     {"unwaited_box", &run_stores<StoreFault::kUnwaited>},
+    {"read_back", &run_stores<StoreFault::kReadBack>},
     {"own_arrivals", &run_cluster_ring<ClusterFault::kOwnArrivals>},
     {"own_barrier_only", &run_cluster_ring<ClusterFault::kOwnBarrierOnly>},
     {"block_barrier", &run_cluster_ring<ClusterFault::kBlockBarrier>},

@@ -12,24 +12,43 @@
 
 namespace ocnet::probes::faults {
 
-enum class CopyFault { kUnwaited, kUnshared, kMisaligned, kPastTail, kUncommitted };
+enum class CopyFault {
+  kUnwaited,
+  kUnshared,
+  kMisaligned,
+  kPastTail,
+  kUncommitted,
+  kUnwaitedCount,
+  kOntoBarrier,
+};
 
-// 32 threads copy 4 floats each.
+// 32 threads copy 4 floats each, counted at an mbarrier behind them.
+constexpr int kCopyBarrier = 32 * 16;
+constexpr int kCopyBytes = kCopyBarrier + 16;
+
 template <CopyFault kFault>
 OCNET_KERNEL(32, 1)
 copies(FaultParams params) {
   const auto planted = [&](CopyFault fault) { return params.planted && fault == kFault; };
   float* const shared = device::shared_memory<float>();
   const int i = device::thread_index();
+  const uint32_t barrier = ptx::shared_address(shared) + kCopyBarrier;
+  if (i == 0) ptx::mbarrier_init(barrier, 32);
+  device::barrier();
   const int shift = planted(CopyFault::kMisaligned) && i == 3 ? 1 : 0;
   const int left = 4 * (params.elements - 4 * i);
   const int valid = left < 0 ? 0 : left < 16 ? left : 16;
   ptx::copy_async<16>(  // fault: copy
-      ptx::shared_address(shared + 4 * i), params.data + (left > 0 ? 4 * i - shift : 0),
-      planted(CopyFault::kPastTail) ? 16 : valid);
+      planted(CopyFault::kOntoBarrier) && i == 5 ? barrier : ptx::shared_address(shared + 4 * i),
+      params.data + (left > 0 ? 4 * i - shift : 0), planted(CopyFault::kPastTail) ? 16 : valid);
   if (!planted(CopyFault::kUncommitted)) ptx::copy_async_commit();
+  if (kFault == CopyFault::kUnwaitedCount) ptx::copy_async_arrive(barrier);
   device::sync_warp();  // all have been issued
-  if (!planted(CopyFault::kUnwaited)) ptx::copy_async_wait<0>();
+  const bool counted = kFault == CopyFault::kUnwaitedCount;
+  if (counted && !params.planted) ptx::mbarrier_wait(barrier, 0);
+  // Every other thread waits for its group as well, which must not matter.
+  const bool waits = !counted || (!params.planted && i % 2 == 0);
+  if (waits && !planted(CopyFault::kUnwaited)) ptx::copy_async_wait<0>();
   if (!planted(CopyFault::kUnshared)) device::barrier();
   for (int k = i; k < params.elements; k += 32) {
     const float value = shared[k];  // fault: read_copy
@@ -187,7 +206,7 @@ void run_ring(const ProbeCall& call) {
   call.launch(ring<kFault>, Grid{1, 64, kRingBytes}, params);
 }
 
-enum class StoreFault { kUnfenced, kReused, kUnwaited };
+enum class StoreFault { kUnfenced, kReused, kUnwaited, kReadBack };
 
 // Two warps fill a box, one thread stores it; the same box for all.
 template <StoreFault kFault>
@@ -211,6 +230,11 @@ stores(OCNET_GRID_CONSTANT FaultParams params) {
     }
   }
   if (thread == 0 && !planted(StoreFault::kUnwaited)) ptx::bulk_wait_read<0>();
+  if (kFault == StoreFault::kReadBack && thread == 0) {
+    if (!params.planted) ptx::bulk_wait<0>();
+    const float stored = params.result[0];  // fault: read_back
+    params.result[0] = 2 * stored - 2 * params.data[0];
+  }
 }
 
 template <StoreFault kFault>

@@ -122,10 +122,22 @@ void Machine::fail_race(const Stamp& stamp, const Memory& memory, size_t offset,
   fail(access.primitive, access.place, "race: " + what);
 }
 
+void Machine::check_mbarriers(const Memory& memory, size_t offset, size_t bytes,
+                              const Access& access) {
+  const auto& barriers = blocks_[static_cast<size_t>(memory.rank)].mbarriers;
+  if (barriers.empty()) return;
+  const auto next = barriers.lower_bound(static_cast<uint32_t>(offset & ~size_t{7}));
+  if (next == barriers.end() || next->first >= offset + bytes) return;
+  fail(access.primitive, access.place,
+       std::string(access.write ? "writes" : "reads") + " shared memory at +" + hex(offset) +
+           ", which holds an mbarrier");
+}
+
 void Machine::note(const Memory& memory, size_t offset, size_t bytes, const Access& access) {
   const bool global = memory.rank < 0;
   const uint32_t start = run_start();
   const bool reads = !access.write || access.proxy == Proxy::kAtomic;
+  if (!global) check_mbarriers(memory, offset, bytes, access);
   Stamp stamp{access.clock, static_cast<uint16_t>(access.agent), 0, access.proxy, access.place};
   for (size_t at = offset; at < offset + bytes;) {
     const size_t in_word = at % kWordBytes;
@@ -259,12 +271,6 @@ void Machine::access(uintptr_t address, size_t bytes, bool write, Place place) {
       fail(nullptr, place,
            "touches the shared memory of block " + std::to_string(one.index) +
                " of its cluster, which has exited: meet at a cluster barrier first");
-    }
-    const auto barrier = one.mbarriers.lower_bound(static_cast<uint32_t>(offset & ~size_t{7}));
-    if (barrier != one.mbarriers.end() && barrier->first < offset + bytes) {
-      fail(nullptr, place,
-           std::string(write ? "writes" : "reads") + " shared memory at +" + hex(offset) +
-               ", which holds an mbarrier");
     }
     note(memory_of(one), offset, bytes, access);
     return;

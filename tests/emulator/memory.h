@@ -74,7 +74,8 @@ struct Access {
   Place place = nullptr;
 };
 
-// The latest write of a word of 4 bytes, and the two latest reads of different agents.
+// The latest write of a word of 4 bytes, its latest read, and the latest that this one knew nothing
+// of.
 struct Word {
   Stamp write;
   Stamp reads[2];

@@ -223,18 +223,21 @@ void Machine::thread_main() {
   Thread& self = thread();
   self.finished = true;
   ++self.block->finished;
-  const auto leaves = [&](const auto& open, const auto& groups, const char* primitive,
-                          const char* what) {
-    for (const auto& group : groups) {
-      if (!group.empty()) fail(primitive, group.front().place, what);
+  self.copy_groups.push_back(self.copies);
+  for (const CopyGroup& group : self.copy_groups) {
+    for (const auto& copy : group) {
+      if (copy->done || copy->counted) continue;
+      fail("cp.async", copy->place,
+           "is in flight when the thread exits: cp.async.wait_group is missing");
     }
-    if (!open.empty()) fail(primitive, open.front().place, what);
-  };
-  leaves(self.copies, self.copy_groups, "cp.async",
-         "is in flight when the thread exits: cp.async.wait_group is missing");
-  leaves(self.stores, self.store_groups, "cp.async.bulk.tensor",
+  }
+  self.store_groups.push_back(self.stores);
+  for (const std::vector<TensorCopy>& group : self.store_groups) {
+    if (group.empty()) continue;
+    fail("cp.async.bulk.tensor", group.front().place,
          "is in flight and still reads shared memory when the thread exits: "
          "cp.async.bulk.wait_group is missing");
+  }
   if (!self.registers.empty()) {
     fail("wgmma.mma_async", nullptr,
          "is in flight when the thread exits: wgmma.wait_group is missing");
@@ -253,8 +256,10 @@ void Machine::check_finished() {
            "is never waited for: the block exits before it is done");
     });
   }
-  if (blocks_.size() == 1) return;
-  for (const Block& block : blocks_) check_lifetimes(block);
+  for (Block& block : blocks_) {
+    for (Thread& thread : block.threads) finish_stores(thread, 0);
+    if (blocks_.size() > 1) check_lifetimes(block);
+  }
 }
 
 // A block must have learnt of what others did to its shared memory before it exits: else, on

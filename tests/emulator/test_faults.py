@@ -104,6 +104,8 @@ COPIES = [
     _copy("unwaited_copy", r"race: reads .*which is still in flight: its wait", mark="read_copy"),
     _copy("unshared_copy", r"race: reads .*which is still in flight", mark="read_copy"),
     _copy("uncommitted_copy", r"race: reads .*which is still in flight", mark="read_copy"),
+    _copy("unwaited_count", r"race: reads .*which is still in flight: its wait", mark="read_copy"),
+    _copy("copy_onto_barrier", r"cp.async .*which holds an mbarrier", thread=5, mark="copy"),
     _copy("misaligned_copy", r"cp.async .*misaligned: .*multiple of 16", thread=3, mark="copy"),
     _copy("copy_past_tail", r"reads 16 bytes .*past the end of buffer 0", thread=25, mark="copy"),
     _ring("wrong_phase", r"uninitialised|still in flight", mark="read_box"),
@@ -136,6 +138,7 @@ COPIES = [
     _ring("map_past_tail", r"reads .*past the end of buffer 0", thread=0, mark="load"),
     _store("unfenced_box", r"without a fence.proxy.async", mark="store"),
     _store("reused_box", r"race: reads shared memory .*written by", mark="fill_box"),
+    _store("read_back", r"race: reads buffer 1 .*still in flight: its wait"),
     _store("unwaited_box", r"when the thread exits: cp.async.bulk.wait_group", mark="store"),
 ]
 CLUSTERS = [
