@@ -83,7 +83,7 @@ TokenMatrix<scalar_t> output(const char* name, const std::optional<Tensor>& tens
 }  // namespace
 
 void oc_attention_fwd(Tensor query, std::optional<Tensor> key, Tensor value, double scale,
-                      Tensor out, Tensor lse, std::optional<Tensor> residual) {
+                      bool /*tf32*/, Tensor out, Tensor lse, std::optional<Tensor> residual) {
   constexpr const char* kFunction = "oc_attention_fwd";
   const Sizes sizes = check_inputs(kFunction, query, key, value);
   const auto check = [&](const char* argument, const Tensor& tensor) {
@@ -112,8 +112,8 @@ void oc_attention_fwd(Tensor query, std::optional<Tensor> key, Tensor value, dou
 
 void oc_attention_bwd(Tensor grad_out, Tensor query, std::optional<Tensor> key, Tensor value,
                       Tensor out, Tensor lse, std::optional<Tensor> residual, double scale,
-                      std::optional<Tensor> grad_query, std::optional<Tensor> grad_key,
-                      std::optional<Tensor> grad_value) {
+                      bool /*tf32*/, std::optional<Tensor> grad_query,
+                      std::optional<Tensor> grad_key, std::optional<Tensor> grad_value) {
   constexpr const char* kFunction = "oc_attention_bwd";
   const Sizes sizes = check_inputs(kFunction, query, key, value);
   const auto check = [&](const char* argument, std::initializer_list<int64_t> shape,

@@ -17,14 +17,15 @@ namespace ocnet {
 
 // Writes out, lse, and the residual if it is present.
 void oc_attention_fwd(torch::stable::Tensor query, std::optional<torch::stable::Tensor> key,
-                      torch::stable::Tensor value, double scale, torch::stable::Tensor out,
-                      torch::stable::Tensor lse, std::optional<torch::stable::Tensor> residual);
+                      torch::stable::Tensor value, double scale, bool tf32,
+                      torch::stable::Tensor out, torch::stable::Tensor lse,
+                      std::optional<torch::stable::Tensor> residual);
 
 // Writes those gradients that are present. Without a key, grad_query receives both of its roles.
 void oc_attention_bwd(torch::stable::Tensor grad_out, torch::stable::Tensor query,
                       std::optional<torch::stable::Tensor> key, torch::stable::Tensor value,
                       torch::stable::Tensor out, torch::stable::Tensor lse,
-                      std::optional<torch::stable::Tensor> residual, double scale,
+                      std::optional<torch::stable::Tensor> residual, double scale, bool tf32,
                       std::optional<torch::stable::Tensor> grad_query,
                       std::optional<torch::stable::Tensor> grad_key,
                       std::optional<torch::stable::Tensor> grad_value);

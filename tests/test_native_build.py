@@ -140,7 +140,7 @@ def test_the_same_binary_under_another_torch(version: str, tmp_path: Path) -> No
     venv.create(tmp_path / "env", with_pip=True)
     python = tmp_path / "env" / "bin" / "python"
     subprocess.run([python, "-m", "pip", "install", "-q", f"torch=={version}", "numpy"], check=True)
-    call = "torch.ops.ocnet_cpu.oc_attention_fwd(q, None, v, 0.3, out, lse, None)"
+    call = "torch.ops.ocnet_cpu.oc_attention_fwd(q, None, v, 0.3, False, out, lse, None)"
     script = tmp_path / "load.py"
     script.write_text(SCRIPT.format(call=call))
     done = subprocess.run(

@@ -67,8 +67,9 @@ void dispatch(ScalarType type, const Run& run) {
 }  // namespace cpu
 
 void oc_attention_fwd(torch::stable::Tensor query, std::optional<torch::stable::Tensor> key,
-                      torch::stable::Tensor value, double scale, torch::stable::Tensor out,
-                      torch::stable::Tensor lse, std::optional<torch::stable::Tensor> residual) {
+                      torch::stable::Tensor value, double scale, bool /*tf32*/,
+                      torch::stable::Tensor out, torch::stable::Tensor lse,
+                      std::optional<torch::stable::Tensor> residual) {
   cpu::check(query, key, value, out, lse, residual);
   cpu::dispatch(query.scalar_type(), [&](auto wide, auto element) {
     cpu::forward<decltype(wide), decltype(element)>(query, key ? *key : query, value, scale, out,
@@ -79,7 +80,7 @@ void oc_attention_fwd(torch::stable::Tensor query, std::optional<torch::stable::
 void oc_attention_bwd(torch::stable::Tensor grad_out, torch::stable::Tensor query,
                       std::optional<torch::stable::Tensor> key, torch::stable::Tensor value,
                       torch::stable::Tensor out, torch::stable::Tensor lse,
-                      std::optional<torch::stable::Tensor> residual, double scale,
+                      std::optional<torch::stable::Tensor> residual, double scale, bool /*tf32*/,
                       std::optional<torch::stable::Tensor> grad_query,
                       std::optional<torch::stable::Tensor> grad_key,
                       std::optional<torch::stable::Tensor> grad_value) {

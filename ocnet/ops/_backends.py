@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
+import torch
+
 AUTO = "auto"
 
 P_contra = TypeVar("P_contra", contravariant=True)
@@ -24,6 +26,18 @@ class Support(NamedTuple):
 
 
 SUPPORTED = Support(True, "")
+
+
+def refuse_tensors(
+    device: torch.device, dtype: torch.dtype, device_type: str, dtypes: Sequence[torch.dtype]
+) -> Support | None:
+    """Return why kernels for ``device_type`` and ``dtypes`` do not take such tensors, or ``None``."""
+    if device.type != device_type:
+        wanted = {"cpu": "CPU", "cuda": "CUDA"}[device_type]
+        return Support(False, f"it takes {wanted} tensors, and these are on {device}")
+    if dtype not in dtypes:
+        return Support(False, f"it has no kernel for {dtype}")
+    return None
 
 
 class SupportsCheck(Protocol[P_contra]):

@@ -39,33 +39,3 @@ def _autocast_kernel(op: Any, device_type: str, dispatch_key: Any) -> Any:
             return op(*(cast(arg, dtype) for arg in args))
 
     return kernel
-
-
-def layout_of(source: Tensor) -> torch.memory_format:
-    """Return the layout in which results that belong to ``source`` are allocated.
-
-    Channels_last when the channel is the unit stride (a slice of a channels_last map too), else
-    contiguous. A fake tensor and its real twin have the same strides, so both get the same answer.
-    """
-    if source.shape[1] > 1 and source.stride(1) == 1 and not source.is_contiguous():
-        return torch.channels_last
-    return torch.contiguous_format
-
-
-def empty_map(source: Tensor, channels: Any) -> Tensor:
-    """Allocate a map with the batch, rows, columns, dtype, device and layout of ``source``."""
-    n, _, h, w = source.shape
-    return torch.empty(
-        (n, channels, h, w),
-        dtype=source.dtype,
-        device=source.device,
-        memory_format=layout_of(source),
-    )
-
-
-def tokens(pixels: Tensor) -> Tensor:
-    """View a map ``(N, C, H, W)`` as token rows ``(N, H * W, C)``.
-
-    A copy is made only where rows and columns of pixels do not collapse into one stride.
-    """
-    return pixels.flatten(2).transpose(1, 2)

@@ -65,12 +65,14 @@ def run(call: Call, wanted: tuple[bool, bool, bool] = (True, True, True)) -> lis
     wide = torch.float64 if query.dtype == torch.float64 else torch.float32
     out, lse = torch.empty_like(grad_out), torch.empty(query.shape[:2], dtype=wide)
     rest = None if query.dtype == wide else torch.empty_like(out)
-    torch.ops.ocnet_cpu.oc_attention_fwd(query, key, value, scale, out, lse, rest)
+    torch.ops.ocnet_cpu.oc_attention_fwd(query, key, value, scale, False, out, lse, rest)
     grads = [
         torch.empty_like(t, memory_format=torch.contiguous_format) if w and t is not None else None
         for t, w in zip((query, key, value), wanted, strict=True)
     ]
-    torch.ops.ocnet_cpu.oc_attention_bwd(grad_out, query, key, value, out, lse, rest, scale, *grads)
+    torch.ops.ocnet_cpu.oc_attention_bwd(
+        grad_out, query, key, value, out, lse, rest, scale, False, *grads
+    )
     return [out, lse, *grads]
 
 
@@ -182,8 +184,10 @@ def test_expanded_inputs() -> None:
     query, key, value, _, scale = views
     out, lse = torch.empty(3, 9, 5), torch.empty(3, 9)
     grads = [torch.empty(t.shape) for t in (query, key, value)]
-    torch.ops.ocnet_cpu.oc_attention_fwd(query, key, value, scale, out, lse, None)
-    torch.ops.ocnet_cpu.oc_attention_bwd(grad_out, query, key, value, out, lse, None, scale, *grads)
+    torch.ops.ocnet_cpu.oc_attention_fwd(query, key, value, scale, False, out, lse, None)
+    torch.ops.ocnet_cpu.oc_attention_bwd(
+        grad_out, query, key, value, out, lse, None, scale, False, *grads
+    )
     assert_same_bits([out, lse, *grads], run(dense))
 
 
@@ -192,7 +196,9 @@ def test_writes_only_its_own_elements() -> None:
     results = [torch.full((2, 4 * 99, 3 * c), 7.0) for c in (7, 6, 7)]
     out, grad_query, grad_value = (t[:, 1::4, 2::3] for t in results)
     lse = torch.empty(2, 99)
-    torch.ops.ocnet_cpu.oc_attention_fwd(call.query, None, call.value, call.scale, out, lse, None)
+    torch.ops.ocnet_cpu.oc_attention_fwd(
+        call.query, None, call.value, call.scale, False, out, lse, None
+    )
     torch.ops.ocnet_cpu.oc_attention_bwd(
         call.grad_out,
         call.query,
@@ -202,6 +208,7 @@ def test_writes_only_its_own_elements() -> None:
         lse,
         None,
         call.scale,
+        False,
         grad_query,
         None,
         grad_value,
@@ -319,14 +326,14 @@ def test_refuses_what_would_leave_its_memory() -> None:
     out, lse = torch.empty(1, 4, 2), torch.empty(1, 4)
     forward = torch.ops.ocnet_cpu.oc_attention_fwd
     with pytest.raises(RuntimeError, match="lse must be a contiguous CPU tensor"):
-        forward(call.query, call.key, call.value, 1.0, out, lse.double(), None)
+        forward(call.query, call.key, call.value, 1.0, False, out, lse.double(), None)
     with pytest.raises(RuntimeError, match="out must be a CPU tensor"):
-        forward(call.query, call.key, call.value, 1.0, out[:, :3], lse, None)
+        forward(call.query, call.key, call.value, 1.0, False, out[:, :3], lse, None)
     with pytest.raises(RuntimeError, match="residual must be a CPU tensor"):
-        forward(call.query, call.key, call.value, 1.0, out, lse, out[:, :3])
+        forward(call.query, call.key, call.value, 1.0, False, out, lse, out[:, :3])
     with pytest.raises(RuntimeError, match="key must be a CPU tensor"):
-        forward(call.query, call.key[..., :2], call.value, 1.0, out, lse, None)
+        forward(call.query, call.key[..., :2], call.value, 1.0, False, out, lse, None)
     with pytest.raises(RuntimeError, match="value must be a CPU tensor"):
-        forward(call.query, None, call.value, 1.0, out, lse, None)
+        forward(call.query, None, call.value, 1.0, False, out, lse, None)
     with pytest.raises(RuntimeError, match="query must be float32"):
         forward(call.query.int(), call.key.int(), call.value.int(), 1.0, out.int(), lse, None)

@@ -70,9 +70,11 @@ def run(subject: str, backend: str, device: str) -> Callable[..., dict[str, Tens
 
         out, residual = empty(grad_out), empty(grad_out, keep_residual and dtype != sums)
         lse = torch.full(query.shape[:2], NAN, dtype=sums, device=device)
-        ops.oc_attention_fwd(query, key, value, call.scale, out, lse, residual)
+        ops.oc_attention_fwd(query, key, value, call.scale, False, out, lse, residual)
         grads = [empty(t, n in wanted) for t, n in ((query, "q"), (key, "k"), (value, "v"))]
-        ops.oc_attention_bwd(grad_out, query, key, value, out, lse, residual, call.scale, *grads)
+        ops.oc_attention_bwd(
+            grad_out, query, key, value, out, lse, residual, call.scale, False, *grads
+        )
         results = dict(zip(NAMES, (out, lse, residual, *grads), strict=True))
         return {name: tensor for name, tensor in results.items() if tensor is not None}
 

@@ -120,13 +120,15 @@ def _recorded(case: Case, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, dict[st
     key = None if case.kernel == "feature_shared" else tokens(case.e)
     rest = None if case.dtype == torch.float32 else tokens(case.ev)
     if case.kernel == "forward":
-        triton_backend.forward(ForwardCall(query, key, value, 0.1, tokens(case.ev), lse, rest))
+        triton_backend.forward(
+            ForwardCall(query, key, value, 0.1, False, tokens(case.ev), lse, rest)
+        )
     else:
         grad_query = tokens(case.e) if "value" not in case.kernel else None
         grad_value = tokens(case.ev) if case.kernel == "value" else None
         triton_backend.backward(
             BackwardCall(
-                value, query, key, value, value, lse, rest, 0.1, grad_query, None, grad_value
+                value, query, key, value, value, lse, rest, 0.1, False, grad_query, None, grad_value
             )
         )
     position = 0 if case.kernel in ("forward", "value", "delta") else -1

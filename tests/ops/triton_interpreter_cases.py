@@ -148,7 +148,7 @@ def test_wanted_gradients_alone_are_the_same_bits(shared: bool, dtype: torch.dty
         torch.empty(n, l, ev).to(dtype),
         torch.empty(n, l),
     )
-    triton_backend.forward(ForwardCall(query, key, value, 0.3, out, lse, None))
+    triton_backend.forward(ForwardCall(query, key, value, 0.3, False, out, lse, None))
     scores = 0.3 * query.double() @ (query if key is None else key).double().mT
     torch.testing.assert_close(lse, scores.logsumexp(-1).float())
     sources = (query, key, value)
@@ -159,7 +159,7 @@ def test_wanted_gradients_alone_are_the_same_bits(shared: bool, dtype: torch.dty
             for want, source in zip(wanted, sources, strict=True)
         ]
         triton_backend.backward(
-            BackwardCall(grad_out, query, key, value, out, lse, None, 0.3, *grads)
+            BackwardCall(grad_out, query, key, value, out, lse, None, 0.3, False, *grads)
         )
         for index, grad in enumerate(grads):
             if grad is not None:
@@ -178,7 +178,7 @@ def test_strides_that_no_layout_has() -> None:
     value = torch.randn(n, s + 2, ev + 1)[:, 1:-1, 1:]
     board = torch.full((ev + 2, n, l + 3), 7.0)
     out, lse = board[1:-1, :, 1:-2].permute(1, 2, 0), torch.empty(n, l)
-    triton_backend.forward(ForwardCall(query, key, value, 0.5, out, lse, None))
+    triton_backend.forward(ForwardCall(query, key, value, 0.5, False, out, lse, None))
     scores = 0.5 * query.double() @ key.double().mT
     torch.testing.assert_close(out, (scores.softmax(-1) @ value.double()).float())
     assert (board[[0, -1]] == 7).all()

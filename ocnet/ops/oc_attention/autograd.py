@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from ocnet.ops._backends import Backends, Support
-from ocnet.ops._registration import empty_map, register_autocast, tokens
+from ocnet.ops._layout import empty_map, tokens
+from ocnet.ops._precision import tf32_allowed
+from ocnet.ops._registration import register_autocast
 from ocnet.ops.oc_attention import cpu_backend, cuda_backend, reference, triton_backend
 from ocnet.ops.oc_attention.problem import BackwardCall, ForwardCall, Problem
 
@@ -97,6 +99,7 @@ def oc_attention_fwd(
                 key=None if key is None else tokens(key),
                 value=tokens(value),
                 scale=_scale_of(query, scale),
+                tf32=tf32_allowed(query),
                 out=tokens(out),
                 lse=lse,
                 residual=_residual_rows(residual),
@@ -154,6 +157,7 @@ def oc_attention_bwd(
                 lse=lse,
                 residual=_residual_rows(residual),
                 scale=_scale_of(query, scale),
+                tf32=tf32_allowed(query),
                 grad_query=targets[0],
                 grad_key=targets[1],
                 grad_value=targets[2],

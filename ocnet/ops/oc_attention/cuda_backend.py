@@ -4,12 +4,12 @@
 import torch
 
 from ocnet.ops._backends import Support
-from ocnet.ops.oc_attention.native import NativeBackend
-from ocnet.ops.oc_attention.problem import Problem
+from ocnet.ops._layout import aligned_rows
+from ocnet.ops._native import NativeBackend
+from ocnet.ops.oc_attention.problem import BackwardCall, ForwardCall, Problem, refuse_common
 
-_BACKEND = NativeBackend("cuda")
+_BACKEND = NativeBackend("oc_attention", "cuda", refuse_common)
 _OLDEST = (8, 0)
-forward, backward = _BACKEND.forward, _BACKEND.backward
 
 
 def supports(problem: Problem) -> Support:
@@ -19,3 +19,24 @@ def supports(problem: Problem) -> Support:
         name = torch.cuda.get_device_name(problem.device)
         return Support(False, f"it needs compute capability 8.0 or later, and {name} is older")
     return support
+
+
+def forward(call: ForwardCall) -> None:
+    """Write the outputs of the call."""
+    key = None if call.key is None else aligned_rows(call.key)
+    _BACKEND.forward(
+        call._replace(query=aligned_rows(call.query), key=key, value=aligned_rows(call.value))
+    )
+
+
+def backward(call: BackwardCall) -> None:
+    """Write the gradients that are not ``None``."""
+    key = None if call.key is None else aligned_rows(call.key)
+    _BACKEND.backward(
+        call._replace(
+            grad_out=aligned_rows(call.grad_out),
+            query=aligned_rows(call.query),
+            key=key,
+            value=aligned_rows(call.value),
+        )
+    )

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ocnet.ops._backends import Support
+from ocnet.ops._backends import Support, refuse_tensors
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 MAX_CHANNELS = 512
@@ -50,6 +50,7 @@ class ForwardCall(NamedTuple):
         key: ``(N, S, E)``; ``None`` where it is the query.
         value: ``(N, S, Ev)``.
         scale: Factor of the scores.
+        tf32: Whether float32 products may be rounded to TF32, see ``ocnet.ops._precision``.
         out: ``(N, L, Ev)``, to write.
         lse: ``(N, L)``, to write.
         residual: ``(N, L, Ev)``, to write; ``None`` where it is not wanted.
@@ -59,6 +60,7 @@ class ForwardCall(NamedTuple):
     key: Tensor | None
     value: Tensor
     scale: float
+    tf32: bool
     out: Tensor
     lse: Tensor
     residual: Tensor | None
@@ -78,6 +80,7 @@ class BackwardCall(NamedTuple):
     lse: Tensor
     residual: Tensor | None
     scale: float
+    tf32: bool
     grad_query: Tensor | None
     grad_key: Tensor | None
     grad_value: Tensor | None
@@ -85,13 +88,9 @@ class BackwardCall(NamedTuple):
 
 def refuse_common(problem: Problem, device_type: str) -> Support | None:
     """Return the refusal that any compiled back end gives, or ``None``."""
-    if problem.device.type != device_type:
-        wanted = {"cpu": "CPU", "cuda": "CUDA"}[device_type]
-        return Support(False, f"it takes {wanted} tensors, and these are on {problem.device}")
-    if problem.dtype not in DTYPES:
-        return Support(False, f"it has no kernel for {problem.dtype}")
-    if max(problem.E, problem.Ev) > MAX_CHANNELS:
+    refusal = refuse_tensors(problem.device, problem.dtype, device_type, DTYPES)
+    if refusal is None and max(problem.E, problem.Ev) > MAX_CHANNELS:
         return Support(
             False, f"it takes up to {MAX_CHANNELS} channels, not E={problem.E}, Ev={problem.Ev}"
         )
-    return None
+    return refusal

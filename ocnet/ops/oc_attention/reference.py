@@ -62,7 +62,7 @@ def _exp_shifted(scores: Tensor, shift: Tensor) -> Tensor:
 
 def forward(call: ForwardCall) -> None:
     """Write the outputs of the call."""
-    query, key, value, scale, out, lse, residual = call
+    query, key, value, scale, _tf32, out, lse, residual = call
     keys = _wide(query if key is None else key).mT
     values = _wide(value)
     for rows in _blocks(query.shape[1]):
@@ -78,7 +78,7 @@ def forward(call: ForwardCall) -> None:
 
 def backward(call: BackwardCall) -> None:
     """Write the gradients that are not ``None``."""
-    grad_out, query, key, value, out, lse, residual, scale, *grads = call
+    grad_out, query, key, value, out, lse, residual, scale, _tf32, *grads = call
     grad_query, grad_key, grad_value = grads
     keys, values = _wide(query if key is None else key), _wide(value)
     want_scores = grad_query is not None or grad_key is not None

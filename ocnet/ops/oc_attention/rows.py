@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ocnet.ops._checks import check_map, check_same, shape_of
-from ocnet.ops._registration import tokens
+from ocnet.ops._layout import tokens
 from ocnet.ops.oc_attention.problem import DTYPES
 
 _NAME = "attention_rows"

@@ -71,7 +71,7 @@ def _supports_gpu(device: torch.device) -> Support:
 
 def forward(call: ForwardCall) -> None:
     """Write the outputs of the call."""
-    query, key, value, scale, out, lse, residual = call
+    query, key, value, scale, _tf32, out, lse, residual = call
     query, value = _side_by_side(query), _side_by_side(value)
     key = query if key is None else _side_by_side(key)
     tile = _tile("forward", query, value)
@@ -97,7 +97,7 @@ def forward(call: ForwardCall) -> None:
 
 def backward(call: BackwardCall) -> None:
     """Write the gradients that are not ``None``."""
-    grad_out, query, key, value, out, lse, residual, scale, *grads = call
+    grad_out, query, key, value, out, lse, residual, scale, _tf32, *grads = call
     grad_query, grad_key, grad_value = grads
     grad_out, query, value = (_side_by_side(each) for each in (grad_out, query, value))
     keys = query if key is None else _side_by_side(key)

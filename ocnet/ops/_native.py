@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: MIT
+"""The back end that both native libraries share: the CPU and the CUDA one have the same schemas."""
+
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+
+import torch
+
+from ocnet.ops import _extension
+from ocnet.ops._backends import SUPPORTED, Support
+
+P = TypeVar("P")
+
+
+class NativeBackend(Generic[P]):
+    """Calls ``torch.ops.ocnet_<half>.<op>_fwd`` and ``_bwd``.
+
+    Args:
+        op: Name of the op.
+        half: ``"cpu"`` or ``"cuda"``.
+        refuse: Returns why no kernel of this half takes a problem, or ``None``.
+    """
+
+    def __init__(self, op: str, half: str, refuse: Callable[[P, str], Support | None]) -> None:
+        self._op = op
+        self._half = half
+        self._refuse = refuse
+
+    def supports(self, problem: P) -> Support:
+        """Tell whether the library of this half takes the call."""
+        refusal = self._refuse(problem, self._half)
+        if refusal is not None:
+            return refusal
+        library = _extension.load(self._half)
+        if library.problem is not None:
+            return Support(False, library.problem, missing_build=True)
+        return SUPPORTED
+
+    def forward(self, call: tuple[Any, ...]) -> None:
+        """Write the outputs of the call, whose fields are in the order of the native schema."""
+        self._native("fwd")(*call)
+
+    def backward(self, call: tuple[Any, ...]) -> None:
+        """Write the gradients that are not ``None``."""
+        self._native("bwd")(*call)
+
+    def _native(self, direction: str) -> Any:
+        return getattr(getattr(torch.ops, f"ocnet_{self._half}"), f"{self._op}_{direction}")
