@@ -30,7 +30,9 @@ OLDEST_COMPILER = 11  # the first that can leave function entries and exits alon
 
 # Whatever includes what kernels are made of: there, loads and stores become calls of the emulator.
 # The linker keeps one copy of an inline function, so no plain source may hold one of a kernel's.
-INSTRUMENTED = ["common_bindings", "probes", "torch_ops"]
+# So are the sources of the CUDA library, whose ops then take CPU tensors.
+INSTRUMENTED = ["common_bindings", "probes"]
+OPS = sorted((ROOT / "csrc").glob("*.cu"))
 # Linked first, so that the emulator gets copies of the standard library's that do not call it back.
 PLAIN = [
     *("addresses", "async", "barriers", "bindings", "hooks", "mbarrier", "memory"),
@@ -94,7 +96,7 @@ def _ninja_text(compiler: str, torch_folder: Path) -> str:
         lines += [
             f"rule {rule}",
             f"  description = {rule} $in",
-            f"  command = {compile_} {extra} -MMD -MF $out.d -c $in -o $out",
+            f"  command = {compile_} {extra} -MMD -MF $out.d -x c++ -c $in -o $out",
             "  depfile = $out.d",
             "  deps = gcc",
         ]
@@ -107,6 +109,7 @@ def _ninja_text(compiler: str, torch_folder: Path) -> str:
     sources = [("plain", REGISTRATION)]
     sources += [("plain", HERE / f"{name}.cpp") for name in PLAIN]
     sources += [("instrumented", HERE / f"{name}.cpp") for name in INSTRUMENTED]
+    sources += [("instrumented", path) for path in OPS]
     lines += [f"build {path.stem}.o: {rule} {escaped(path)}" for rule, path in sources]
     objects = " ".join(f"{path.stem}.o" for _, path in sources)
     return "\n".join([*lines, f"build {MODULE}.so: link {objects}", ""])

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "fault_probes.cuh"
+#include "mma_tile_probes.cuh"
 #include "primitive_probes_copies.cuh"
 #include "primitive_probes_matrix.cuh"
 #include "primitive_probes_tensor.cuh"
@@ -16,7 +17,7 @@ namespace ocnet::probes {
 
 const Probe* find_probe(const char* name) {
   return find_in_tables(name, kThreadProbes, kMatrixProbes, kCopyProbes, kTensorProbes,
-                        kWgmmaProbes, kTiledProductProbes, kFaultProbes);
+                        kWgmmaProbes, kTiledProductProbes, kMmaTileProbes, kFaultProbes);
 }
 
 std::vector<std::string> primitive_probe_names() {

@@ -23,6 +23,7 @@ def source(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, emulator) -> Path:
     monkeypatch.setattr(build, "REGISTRATION", path)
     monkeypatch.setattr(build, "PLAIN", [])
     monkeypatch.setattr(build, "INSTRUMENTED", [])
+    monkeypatch.setattr(build, "OPS", [])
     return path
 
 

@@ -1,0 +1,378 @@
+// SPDX-License-Identifier: MIT
+// Tiles of tokens in shared memory, and the two products of a warp with them by mma.sync:
+//   multiply_rows      sums (16 x kCols) += rows (16 x channels) cols^T (channels x kCols)
+//   accumulate_tokens  sums (16 x kWidth) += weights (16 x kTokens) tokens (kTokens x kWidth)
+// The first makes scores, the second sums of values weighted by them, straight from the registers
+// that the first left them in.
+//
+// Sums and weights of a warp lie as mma.sync leaves them: with g = lane / 4 and t = lane % 4,
+// sums[n][0], sums[n][1] are columns 8n + 2t and 8n + 2t + 1 of row g, sums[n][2], sums[n][3] those
+// of row g + 8.
+//
+// A Math says how numbers are stored and multiplied; sums are always fp32:
+//   NarrowMath<BFloat16>, NarrowMath<Float16>  16-bit storage; weights are rounded to it
+//   TF32Math   fp32 storage, operands rounded to the nearest TF32 (the hardware would truncate)
+//   SplitMath  fp32 storage, operands cut exactly into three BFloat16; six products are as exact
+//              as fp32's
+#pragma once
+
+#include "device.cuh"
+#include "math.h"
+#include "ptx/arithmetic.cuh"
+#include "ptx/cp_async.cuh"
+#include "ptx/matrix_copy.cuh"
+#include "ptx/mma.cuh"
+#include "tokens.h"
+
+namespace ocnet {
+
+constexpr int kMmaRows = 16;
+constexpr int kChunkBytes = 16;
+
+// Tokens of a tile, `pitch` bytes apart, which is a multiple of 128. Chunk c (16 bytes) of row r
+// lies in place c ^ (r % 8): chunks of eight neighbouring rows are in different banks.
+struct SharedTile {
+  unsigned char* data;
+  int pitch;
+
+  OCNET_DEVICE int offset(int row, int chunk) const {
+    return row * pitch + ((chunk ^ (row & 7)) * kChunkBytes);
+  }
+  OCNET_DEVICE uint32_t address(int row, int chunk) const {
+    return ptx::shared_address(data) + static_cast<uint32_t>(offset(row, chunk));
+  }
+  // The fp32 of a row and channel.
+  OCNET_DEVICE float number(int row, int channel) const {
+    return *reinterpret_cast<const float*>(data + offset(row, channel / 4) + channel % 4 * 4);
+  }
+};
+
+// Bytes between rows of `channels` elements.
+OCNET_HOST_DEVICE constexpr int tile_pitch(int channels, int element_bytes) {
+  return (channels * element_bytes + 127) / 128 * 128;
+}
+
+// Channels that products over them run through: whole steps of 16, zero past the last.
+OCNET_HOST_DEVICE constexpr int padded_channels(int channels) { return (channels + 15) / 16 * 16; }
+
+// Starts the copies of `rows` tokens and `channels` channels (a multiple of 16) into a tile; what
+// lies past the end of the matrix becomes 0. Done by `threads` threads, of which this one is
+// `thread`; the caller commits and waits. Rows of the matrix are 16-byte aligned, with channel
+// stride 1.
+template <typename T>
+OCNET_DEVICE void load_tile(const SharedTile& tile, int rows, const TokenMatrix<const T>& from,
+                            int first_token, int first_channel, int channels, int thread,
+                            int threads) {
+  constexpr int kBytes = static_cast<int>(sizeof(T));
+  const int chunks = channels * kBytes / kChunkBytes;
+  // Threads that share a row: a power of two, so that finding the row takes no division.
+  const int lanes = chunks > 16 ? 32 : chunks > 8 ? 16 : 8;
+  for (int row = thread / lanes; row < rows; row += threads / lanes) {
+    const int token = first_token + row;
+    for (int chunk = thread % lanes; chunk < chunks; chunk += lanes) {
+      const int channel = first_channel + chunk * (kChunkBytes / kBytes);
+      const int left = token < from.tokens ? (from.channels - channel) * kBytes : 0;
+      const int valid = max_of(0, min_of(left, kChunkBytes));
+      const T* const source = valid > 0 ? from.at(token, channel) : from.data;
+      ptx::copy_async<kChunkBytes>(tile.address(row, chunk), source, valid);
+    }
+  }
+}
+
+namespace detail {
+
+OCNET_DEVICE float as_float(uint32_t bits) { return bit_cast<float>(bits); }
+
+// Four 8 x 8 matrices (8 x 4 for fp32): lane i points at row i % 8 of matrix i / 8.
+template <bool kTransposed = false>
+OCNET_DEVICE void load_four(uint32_t (&to)[4], const SharedTile& tile, int row, int chunk) {
+  ptx::load_matrices<kTransposed>(to, tile.address(row, chunk));
+}
+
+}  // namespace detail
+
+template <typename scalar_t>
+struct NarrowMath {
+  using storage_t = scalar_t;
+
+  // Channels of one step of multiply_rows, tokens of one step of accumulate_tokens.
+  static constexpr int kDepth = 16;
+  static constexpr int kTokenDepth = 16;
+
+  struct Left {
+    uint32_t bits[4];
+  };
+  struct Right {
+    uint32_t bits[2];
+  };
+
+  OCNET_DEVICE static void multiply(float (&sums)[4], const Left& left, const Right& right) {
+    ptx::mma(sums, left.bits, right.bits, scalar_t{});
+  }
+
+  OCNET_DEVICE static Left row_operand(const SharedTile& rows, int first_row, int channel) {
+    const int lane = device::lane_index();
+    Left left;
+    detail::load_four(left.bits, rows, first_row + lane % 16, channel / 8 + lane / 16);
+    return left;
+  }
+
+  // Two neighbouring groups of 8 columns.
+  OCNET_DEVICE static void column_operands(Right (&right)[2], const SharedTile& cols, int first_col,
+                                           int channel) {
+    const int lane = device::lane_index();
+    uint32_t bits[4];
+    detail::load_four(bits, cols, first_col + lane % 8 + lane / 16 * 8, channel / 8 + lane / 8 % 2);
+    right[0] = {{bits[0], bits[1]}};
+    right[1] = {{bits[2], bits[3]}};
+  }
+
+  template <int kTokens>
+  OCNET_DEVICE static Left weight_operand(const float (&weights)[kTokens / 8][4], int step) {
+    const float (&low)[4] = weights[2 * step];
+    const float (&high)[4] = weights[2 * step + 1];
+    return {{ptx::pack_pair(low[0], low[1], scalar_t{}), ptx::pack_pair(low[2], low[3], scalar_t{}),
+             ptx::pack_pair(high[0], high[1], scalar_t{}),
+             ptx::pack_pair(high[2], high[3], scalar_t{})}};
+  }
+
+  // Two neighbouring groups of 8 channels.
+  OCNET_DEVICE static void token_operands(Right (&right)[2], const SharedTile& tile,
+                                          int first_token, int channel) {
+    const int lane = device::lane_index();
+    uint32_t bits[4];
+    detail::load_four<true>(bits, tile, first_token + lane % 16, channel / 8 + lane / 16);
+    right[0] = {{bits[0], bits[1]}};
+    right[1] = {{bits[2], bits[3]}};
+  }
+};
+
+// Which channel of a step is which does not matter to a sum over them, so tokens 2t and 2t + 1 take
+// places t and t + 4: where the accumulators of the scores have them.
+struct TF32Math {
+  using storage_t = float;
+  static constexpr int kDepth = 8;
+  static constexpr int kTokenDepth = 8;
+
+  struct Left {
+    uint32_t bits[4];
+  };
+  struct Right {
+    uint32_t bits[2];
+  };
+
+  OCNET_DEVICE static void multiply(float (&sums)[4], const Left& left, const Right& right) {
+    ptx::mma(sums, left.bits, right.bits, ptx::TFloat32{});
+  }
+
+  OCNET_DEVICE static uint32_t rounded(uint32_t bits) {
+    return ptx::round_to_tf32(detail::as_float(bits));
+  }
+
+  OCNET_DEVICE static Left row_operand(const SharedTile& rows, int first_row, int channel) {
+    const int lane = device::lane_index();
+    Left left;
+    detail::load_four(left.bits, rows, first_row + lane % 16, channel / 4 + lane / 16);
+    OCNET_UNROLL
+    for (int i = 0; i < 4; ++i) left.bits[i] = rounded(left.bits[i]);
+    return left;
+  }
+
+  OCNET_DEVICE static void column_operands(Right (&right)[2], const SharedTile& cols, int first_col,
+                                           int channel) {
+    const int lane = device::lane_index();
+    uint32_t bits[4];
+    detail::load_four(bits, cols, first_col + lane % 8 + lane / 16 * 8, channel / 4 + lane / 8 % 2);
+    right[0] = {{rounded(bits[0]), rounded(bits[1])}};
+    right[1] = {{rounded(bits[2]), rounded(bits[3])}};
+  }
+
+  template <int kTokens>
+  OCNET_DEVICE static Left weight_operand(const float (&weights)[kTokens / 8][4], int step) {
+    const float (&here)[4] = weights[step];
+    return {{ptx::round_to_tf32(here[0]), ptx::round_to_tf32(here[2]), ptx::round_to_tf32(here[1]),
+             ptx::round_to_tf32(here[3])}};
+  }
+
+  OCNET_DEVICE static void token_operands(Right (&right)[2], const SharedTile& tile,
+                                          int first_token, int channel) {
+    const int lane = device::lane_index();
+    const int token = first_token + lane % 4 * 2;
+    OCNET_UNROLL
+    for (int group = 0; group < 2; ++group) {
+      const int own = channel + group * 8 + lane / 4;
+      right[group] = {{ptx::round_to_tf32(tile.number(token, own)),
+                       ptx::round_to_tf32(tile.number(token + 1, own))}};
+    }
+  }
+};
+
+// x = high + middle + low exactly, each a BFloat16: 24 bits, cut 8 at a time. The remainders of an
+// infinity or NaN are 0. In the products that only correct, its high part is 0 too: infinity * 0
+// would make NaN of what is infinite.
+struct SplitMath {
+  using storage_t = float;
+  static constexpr int kDepth = 16;
+  static constexpr int kTokenDepth = 16;
+
+  // Each part of two neighbouring operands, in the halves of a register.
+  struct Pair {
+    uint32_t high, finite_high, middle, low;
+  };
+  struct Left {
+    Pair pairs[4];
+  };
+  struct Right {
+    Pair pairs[2];
+  };
+
+  struct Parts {
+    uint32_t high, finite_high, middle, low;  // in the upper half of a word
+  };
+  OCNET_DEVICE static Parts split(float x) {
+    constexpr uint32_t kUpper = 0xffff0000u;
+    const uint32_t bits = ocnet::detail::bit_cast<uint32_t>(x);
+    const bool finite = (bits & 0x7f800000u) != 0x7f800000u;
+    Parts parts;
+    // What tells a NaN from an infinity may lie in the bits that are cut off.
+    parts.high = (x != x ? bits | 0x00400000u : bits) & kUpper;
+    parts.finite_high = finite ? parts.high : 0u;
+    const float rest = finite ? x - detail::as_float(parts.high) : 0.0f;
+    parts.middle = ocnet::detail::bit_cast<uint32_t>(rest) & kUpper;
+    parts.low = ocnet::detail::bit_cast<uint32_t>(rest - detail::as_float(parts.middle)) & kUpper;
+    return parts;
+  }
+  OCNET_DEVICE static Pair pair(float first, float second) {
+    const Parts low = split(first);
+    const Parts high = split(second);
+    return {low.high >> 16 | high.high, low.finite_high >> 16 | high.finite_high,
+            low.middle >> 16 | high.middle, low.low >> 16 | high.low};
+  }
+  OCNET_DEVICE static Pair pair(uint32_t first, uint32_t second) {
+    return pair(detail::as_float(first), detail::as_float(second));
+  }
+
+  template <uint32_t Pair::* kLeft, uint32_t Pair::* kRight>
+  OCNET_DEVICE static void multiply_parts(float (&sums)[4], const Left& left, const Right& right) {
+    const uint32_t a[4] = {left.pairs[0].*kLeft, left.pairs[1].*kLeft, left.pairs[2].*kLeft,
+                           left.pairs[3].*kLeft};
+    const uint32_t b[2] = {right.pairs[0].*kRight, right.pairs[1].*kRight};
+    ptx::mma(sums, a, b, BFloat16{});
+  }
+  OCNET_DEVICE static void multiply(float (&sums)[4], const Left& left, const Right& right) {
+    multiply_parts<&Pair::middle, &Pair::middle>(sums, left, right);
+    multiply_parts<&Pair::low, &Pair::finite_high>(sums, left, right);
+    multiply_parts<&Pair::finite_high, &Pair::low>(sums, left, right);
+    multiply_parts<&Pair::middle, &Pair::finite_high>(sums, left, right);
+    multiply_parts<&Pair::finite_high, &Pair::middle>(sums, left, right);
+    multiply_parts<&Pair::high, &Pair::high>(sums, left, right);
+  }
+
+  // Channels t, t + 4 are the first pair of a step and t + 8, t + 12 the second, on both sides.
+  OCNET_DEVICE static Left row_operand(const SharedTile& rows, int first_row, int channel) {
+    const int lane = device::lane_index();
+    uint32_t low[4];
+    uint32_t high[4];
+    detail::load_four(low, rows, first_row + lane % 8, channel / 4 + lane / 8);
+    detail::load_four(high, rows, first_row + 8 + lane % 8, channel / 4 + lane / 8);
+    return {{pair(low[0], low[1]), pair(high[0], high[1]), pair(low[2], low[3]),
+             pair(high[2], high[3])}};
+  }
+
+  OCNET_DEVICE static void column_operands(Right (&right)[2], const SharedTile& cols, int first_col,
+                                           int channel) {
+    const int lane = device::lane_index();
+    OCNET_UNROLL
+    for (int group = 0; group < 2; ++group) {
+      uint32_t bits[4];
+      detail::load_four(bits, cols, first_col + group * 8 + lane % 8, channel / 4 + lane / 8);
+      right[group] = {{pair(bits[0], bits[1]), pair(bits[2], bits[3])}};
+    }
+  }
+
+  template <int kTokens>
+  OCNET_DEVICE static Left weight_operand(const float (&weights)[kTokens / 8][4], int step) {
+    const float (&low)[4] = weights[2 * step];
+    const float (&high)[4] = weights[2 * step + 1];
+    return {{pair(low[0], low[1]), pair(low[2], low[3]), pair(high[0], high[1]),
+             pair(high[2], high[3])}};
+  }
+
+  OCNET_DEVICE static void token_operands(Right (&right)[2], const SharedTile& tile,
+                                          int first_token, int channel) {
+    const int lane = device::lane_index();
+    const int token = first_token + lane % 4 * 2;
+    OCNET_UNROLL
+    for (int group = 0; group < 2; ++group) {
+      const int own = channel + group * 8 + lane / 4;
+      right[group] = {{pair(tile.number(token, own), tile.number(token + 1, own)),
+                       pair(tile.number(token + 8, own), tile.number(token + 9, own))}};
+    }
+  }
+};
+
+template <int kColumns>
+OCNET_DEVICE void clear_sums(float (&sums)[kColumns][4]) {
+  OCNET_UNROLL
+  for (int n = 0; n < kColumns; ++n) {
+    OCNET_UNROLL
+    for (int i = 0; i < 4; ++i) sums[n][i] = 0;
+  }
+}
+
+// Adds the inner products of 16 rows with kCols tokens over `channels` channels (a multiple of 16).
+template <typename Math, int kCols>
+OCNET_DEVICE void multiply_rows(float (&sums)[kCols / 8][4], const SharedTile& rows, int first_row,
+                                const SharedTile& cols, int first_col, int channels) {
+  for (int channel = 0; channel < channels; channel += Math::kDepth) {
+    const typename Math::Left left = Math::row_operand(rows, first_row, channel);
+    OCNET_UNROLL
+    for (int n = 0; n < kCols / 8; n += 2) {
+      typename Math::Right right[2];
+      Math::column_operands(right, cols, first_col + n * 8, channel);
+      Math::multiply(sums[n], left, right[0]);
+      Math::multiply(sums[n + 1], left, right[1]);
+    }
+  }
+}
+
+// Adds kTokens tokens of a tile, weighted; of their channels those from 0 to kWidth, or to
+// `channels` (a multiple of 16) if that is less.
+template <typename Math, int kTokens, int kWidth>
+OCNET_DEVICE void accumulate_tokens(float (&sums)[kWidth / 8][4],
+                                    const float (&weights)[kTokens / 8][4], const SharedTile& tile,
+                                    int channels) {
+  OCNET_UNROLL
+  for (int step = 0; step < kTokens / Math::kTokenDepth; ++step) {
+    const typename Math::Left left = Math::template weight_operand<kTokens>(weights, step);
+    OCNET_UNROLL
+    for (int n = 0; n < kWidth / 8; n += 2) {
+      if (n * 8 >= channels) break;
+      typename Math::Right right[2];
+      Math::token_operands(right, tile, step * Math::kTokenDepth, n * 8);
+      Math::multiply(sums[n], left, right[0]);
+      Math::multiply(sums[n + 1], left, right[1]);
+    }
+  }
+}
+
+// Writes 16 rows of sums from `first_token` and `first_channel` on, as far as the matrix goes, each
+// row multiplied by its factor: that of row g and that of row g + 8.
+template <typename T, int kColumns>
+OCNET_DEVICE void store_sums(const float (&sums)[kColumns][4], const TokenMatrix<T>& to,
+                             int first_token, int first_channel, const float (&factors)[2]) {
+  const int lane = device::lane_index();
+  OCNET_UNROLL
+  for (int n = 0; n < kColumns; ++n) {
+    OCNET_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      const int token = first_token + lane / 4 + i / 2 * 8;
+      const int channel = first_channel + n * 8 + lane % 4 * 2 + i % 2;
+      if (token < to.tokens && channel < to.channels) {
+        *to.at(token, channel) = from_accumulator<T>(sums[n][i] * factors[i / 2]);
+      }
+    }
+  }
+}
+
+}  // namespace ocnet

@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: MIT
+// What the host sides of the forward and the backward pass share: argument checks, and tensors as
+// kernels see them.
+#pragma once
+
+#include <cstdint>
+#include <initializer_list>
+#include <optional>
+
+#include <torch/csrc/stable/tensor.h>
+
+#include "common/checks.h"
+#include "common/dispatch.h"
+#include "common/tokens.h"
+#include "common/torch_launch.h"
+
+namespace ocnet {
+
+using torch::stable::Tensor;
+
+// Tokens and channels are counted in 32 bits, with room for a tile beyond the last one.
+constexpr int64_t kLargestSize = int64_t{1} << 30;
+
+struct Sizes {
+  int64_t images, queries, keys, channels, value_channels;
+};
+
+// A token matrix of the given shape, like the query in dtype and device.
+inline void check_matrix(const char* function, const char* argument, const Tensor& query,
+                         std::initializer_list<int64_t> shape, const Tensor& tensor) {
+  check_shape(function, argument, shape, tensor);
+  check_dtype(function, argument, query.scalar_type(), tensor);
+  check_same_device(function, argument, query, tensor);
+}
+
+inline Sizes check_inputs(const char* function, const Tensor& query,
+                          const std::optional<Tensor>& key, const Tensor& value) {
+  check_on_device(function, "query", query);
+  check_dim(function, "query", 3, query);
+  check_dim(function, "value", 3, value);
+  check_sizes(function, "query", kLargestSize, query);
+  check_sizes(function, "value", kLargestSize, value);
+  // Shared keys are the queries.
+  const int64_t keys = key.has_value() ? value.size(1) : query.size(1);
+  const Sizes sizes{query.size(0), query.size(1), keys, query.size(2), value.size(2)};
+  check_matrix(function, "value", query, {sizes.images, sizes.keys, sizes.value_channels}, value);
+  if (key.has_value()) {
+    check_matrix(function, "key", query, {sizes.images, sizes.keys, sizes.channels}, *key);
+  }
+  return sizes;
+}
+
+inline void check_lse(const char* function, const Tensor& query, const Sizes& sizes,
+                      const Tensor& lse) {
+  check_shape(function, "lse", {sizes.images, sizes.queries}, lse);
+  check_dtype(function, "lse", accumulator_dtype(query.scalar_type()), lse);
+  check_same_device(function, "lse", query, lse);
+  check_contiguous(function, "lse", lse);
+}
+
+template <typename T>
+TokenMatrix<T> matrix(T* data, const Tensor& tensor) {
+  return {data,
+          tensor.stride(0),
+          tensor.stride(1),
+          tensor.stride(2),
+          static_cast<int>(tensor.size(1)),
+          static_cast<int>(tensor.size(2))};
+}
+
+template <typename scalar_t>
+TokenMatrix<const scalar_t> input(const char* name, const std::optional<Tensor>& tensor) {
+  if (!tensor.has_value()) return {};
+  return matrix(kernel_input<scalar_t>(name, *tensor), *tensor);
+}
+
+template <typename scalar_t>
+TokenMatrix<scalar_t> output(const char* name, const std::optional<Tensor>& tensor) {
+  if (!tensor.has_value()) return {};
+  return matrix(kernel_output<scalar_t>(name, *tensor), *tensor);
+}
+
+}  // namespace ocnet
