@@ -2,6 +2,20 @@
 """The ops: functions on tensors, each with several back ends."""
 
 from ocnet.ops._backends import Explanation, explain
-from ocnet.ops.oc_attention import attention_rows, oc_attention
+from ocnet.ops.checkpointing import keep_outputs_policy
+from ocnet.ops.oc_attention import (
+    attention_entropy,
+    attention_mass,
+    attention_rows,
+    oc_attention,
+)
 
-__all__ = ["Explanation", "attention_rows", "explain", "oc_attention"]
+__all__ = [
+    "Explanation",
+    "attention_entropy",
+    "attention_mass",
+    "attention_rows",
+    "explain",
+    "keep_outputs_policy",
+    "oc_attention",
+]

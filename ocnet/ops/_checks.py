@@ -48,3 +48,34 @@ def check_same(function: str, name: str, attribute: str, value: Any, other: str,
     if value != want:
         error = TypeError if attribute == "dtype" else ValueError
         raise error(f"{function}: {name} must have the {attribute} of {other}, {want}, got {value}")
+
+
+def check_keys(function: str, query: Any, key: Any, dtypes: tuple[torch.dtype, ...]) -> None:
+    """Check that query and key are maps whose pixels can be compared.
+
+    Raises:
+        TypeError: Not tensors, not of an allowed dtype, or of two dtypes.
+        ValueError: Rank, device, batch or channels do not fit.
+    """
+    for name, pixels in (("query", query), ("key", key)):
+        check_map(function, name, pixels, dtypes)
+    check_same(function, "key", "device", key.device, "query", query.device)
+    check_same(function, "key", "dtype", key.dtype, "query", query.dtype)
+    n, e = query.shape[:2]
+    if key.shape[0] != n or key.shape[1] != e:
+        raise ValueError(
+            f"{function}: key must have the batch size and channels of query, {n} and {e}, "
+            f"got {shape_of(key)}"
+        )
+
+
+def check_integers(function: str, name: str, value: Any) -> None:
+    """Check that an argument is a tensor of integers.
+
+    Raises:
+        TypeError: It is not.
+    """
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{function}: {name} must be a tensor, got {type(value).__name__}")
+    if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
+        raise TypeError(f"{function}: {name} must be integers, got {value.dtype}")

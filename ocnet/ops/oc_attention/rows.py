@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ocnet.ops._checks import check_map, check_same, shape_of
+from ocnet.ops._checks import check_integers, check_keys, shape_of
 from ocnet.ops._layout import tokens
 from ocnet.ops.oc_attention.problem import DTYPES
 
@@ -39,16 +39,8 @@ def attention_rows(
     Source:
         The rows of the matrix of OCNet (arXiv 1809.00916), equation 1.
     """
-    for name, pixels in (("query", query), ("key", key)):
-        check_map(_NAME, name, pixels, DTYPES)
-    check_same(_NAME, "key", "device", key.device, "query", query.device)
-    check_same(_NAME, "key", "dtype", key.dtype, "query", query.dtype)
+    check_keys(_NAME, query, key, DTYPES)
     n, e, h, w = query.shape
-    if key.shape[0] != n or key.shape[1] != e:
-        raise ValueError(
-            f"{_NAME}: key must have the batch size and channels of query, {n} and {e}, "
-            f"got {shape_of(key)}"
-        )
     index = _token_index(points, n, h, w).to(query.device)
     factor = e**-0.5 if scale is None else scale
     wide = torch.promote_types(query.dtype, torch.float32)
@@ -59,8 +51,7 @@ def attention_rows(
 
 def _token_index(points: Points, n: int, h: int, w: int) -> Tensor:
     where = points if isinstance(points, Tensor) else torch.tensor(points)
-    if where.is_floating_point() or where.is_complex() or where.dtype == torch.bool:
-        raise TypeError(f"{_NAME}: points must be integers, got {where.dtype}")
+    check_integers(_NAME, "points", where)
     if where.dim() not in (2, 3) or where.shape[-1] != 2 or where.shape[:-2] not in ((), (n,)):
         raise ValueError(
             f"{_NAME}: points must have shape (P, 2) or ({n}, P, 2), got {shape_of(where)}"
