@@ -2,6 +2,7 @@
 """Inputs and checks shared by the tests and the benchmarks."""
 
 from ocnet.testing.assertions import assert_as_accurate, assert_same_nonfinite
+from ocnet.testing.features import FEATURES
 from ocnet.testing.inputs import AttentionCase, AttentionInputs, make_inputs, random_cases
 from ocnet.testing.oracle import (
     Results,
@@ -12,6 +13,7 @@ from ocnet.testing.oracle import (
 )
 
 __all__ = [
+    "FEATURES",
     "AttentionCase",
     "AttentionInputs",
     "Results",

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ocnet.testing.features import FEATURES
+
 LAYOUTS = ("nchw", "channels_last", "cropped", "expanded")
 
 
@@ -24,7 +26,7 @@ class AttentionCase:
             ``expanded`` (a batch stride of zero).
         shared: Whether the query is the key.
         scale: ``None`` for the default.
-        features: ``gaussian``, or ``activated`` (leaky ReLU of a gaussian, as OCNet's key transform).
+        features: A name in :data:`ocnet.testing.features.FEATURES`.
     """
 
     batch: int = 2
@@ -63,10 +65,8 @@ def _map(case: AttentionCase, channels: int, size: tuple[int, int], g: torch.Gen
     n, (h, w) = case.batch, size
     margin = 2 if case.layout == "cropped" else 0
     images = 1 if case.layout == "expanded" else n
-    data = torch.randn((images, channels, h + margin, w + margin), generator=g, dtype=torch.float64)
-    if case.features == "activated":
-        data = torch.nn.functional.leaky_relu(data, 0.01)
-    data = data.to(case.dtype)
+    shape = (images, channels, h + margin, w + margin)
+    data = FEATURES[case.features](shape, g).to(case.dtype)
     if case.layout == "channels_last":
         return data.contiguous(memory_format=torch.channels_last)
     if case.layout == "cropped":
@@ -121,5 +121,5 @@ def random_cases(
             layout=rng.choice(LAYOUTS),
             shared=shared,
             scale=rng.choice((None, None, None, 0.0, 0.3, -0.5, 1.0)),
-            features=rng.choice(("gaussian", "activated")),
+            features=rng.choice(tuple(FEATURES)),
         )
