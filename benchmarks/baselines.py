@@ -1,17 +1,24 @@
 # SPDX-License-Identifier: MIT
-"""The ways that are compared: the op by each of its back ends, and what a user would write without it."""
+"""The ways that are compared: the op by each of its back ends, and what a user would write without it.
+
+Those of attention are here, and which table a workload takes.
+"""
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from benchmarks import gather_baselines
+from benchmarks.compiled import CompiledFresh, compile_refusal
+from ocnet.engine.gather_workload import GatherWorkload
 from ocnet.engine.workload import FORMS as INSTALLED
-from ocnet.engine.workload import Form, Workload
+from ocnet.engine.workload import Call, Form, Workload
 from ocnet.ops import oc_attention
 from ocnet.ops.oc_attention.autograd import BACKENDS
 from ocnet.ops.oc_attention.problem import Problem
 from ocnet.ops.oc_attention.reference import naive_attention
+from ocnet.ops.spatial_gather.autograd import BACKENDS as GATHER_BACKENDS
 
 _HERE = "benchmarks.baselines"
 
@@ -26,11 +33,21 @@ def _backend_refusal(name: str) -> Callable[[Workload], str]:
     return refuses
 
 
-def backend_of(form: str, workload: Workload) -> str | None:
+def forms_of(workload: Call) -> dict[str, Form]:
+    """Return the ways to compute a workload, by name."""
+    return gather_baselines.FORMS if isinstance(workload, GatherWorkload) else FORMS
+
+
+def backend_of(form: str, workload: Call) -> str | None:
     """Return the back end that a form of this package takes for a workload; ``None`` for others."""
     if form not in OURS:
         return None
-    return BACKENDS.explain(_problem(workload), form.partition(":")[2] or "auto").chosen
+    requested = form.partition(":")[2] or "auto"
+    if isinstance(workload, GatherWorkload):
+        problem = gather_baselines.problem_of(workload)
+        return GATHER_BACKENDS.explain(problem, requested).chosen
+    assert isinstance(workload, Workload)
+    return BACKENDS.explain(_problem(workload), requested).chosen
 
 
 def _problem(workload: Workload) -> Problem:
@@ -51,27 +68,6 @@ def _backend_form(name: str) -> Form:
         return oc_attention(query, key, value, backend=name)
 
     return Form(f"fused:{name}", attention, _backend_refusal(name), provider=_HERE)
-
-
-class _CompiledFresh:
-    """A function compiled anew for each workload, so that no limit on recompilations is met.
-
-    Args:
-        function: Takes query, key and value maps.
-    """
-
-    def __init__(self, function: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
-        self._function = function
-        self._compiled = function
-        self._key: object = None
-
-    def __call__(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        key_now = (query.shape, key.shape, value.shape, query.dtype, query.stride())
-        if key_now != self._key:
-            torch.compiler.reset()
-            self._compiled = torch.compile(self._function, dynamic=False)
-            self._key = key_now
-        return self._compiled(query, key, value)
 
 
 def _flex(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -95,12 +91,6 @@ def _flex_refusal(workload: Workload) -> str:
     return ""
 
 
-def _compile_refusal(workload: Workload) -> str:
-    if workload.device == "cpu" and workload.dtype != "float32":
-        return "on the CPU the compiled form is compared in float32 only"
-    return ""
-
-
 FORMS = {
     form.name: form
     for form in (
@@ -108,12 +98,12 @@ FORMS = {
         *(_backend_form(name) for name in BACKENDS.names),
         Form(
             "compile",
-            _CompiledFresh(naive_attention),
-            _compile_refusal,
+            CompiledFresh(naive_attention),
+            compile_refusal,
             builds_matrix=lambda workload: True,
             provider=_HERE,
         ),
-        Form("flex", _CompiledFresh(_flex), _flex_refusal, provider=_HERE),
+        Form("flex", CompiledFresh(_flex), _flex_refusal, provider=_HERE),
     )
 }
 OURS = ("fused", *(f"fused:{name}" for name in BACKENDS.names))

@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: MIT
-"""The registered calls: dense attention as the OCNet family makes it.
+"""The registered calls, as the OCNet family makes them.
 
 Sizes follow the published crops: a 769-pixel crop at stride 8 has 97 x 97 tokens, a Cityscapes image at
 stride 8 has 128 x 256.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from ocnet.engine.workload import Workload
+from ocnet.engine.gather_workload import GatherWorkload
+from ocnet.engine.workload import Call, Workload
 
 
 @dataclass(frozen=True)
@@ -25,14 +26,14 @@ class Case:
 
     name: str
     network: str
-    sizes: Workload
+    sizes: Call
     cuda: tuple[str, ...] = ("bfloat16",)
     cpu: tuple[str, ...] = ()
 
-    def on(self, device: str) -> list[Workload]:
+    def on(self, device: str) -> list[Call]:
         """Return the workloads of this case on ``"cpu"`` or ``"cuda"``, one for each dtype."""
         dtypes = self.cuda if device == "cuda" else self.cpu
-        return [replace(self.sizes, device=device, dtype=dtype) for dtype in dtypes]
+        return [self.sizes.on(device, dtype) for dtype in dtypes]
 
 
 def _tokens_last(N: int, H: int, W: int, E: int = 256, Ev: int = 256) -> Workload:
@@ -77,6 +78,22 @@ CASES = (
     Case("ocr-97-k19-n4", "OCR, Cityscapes", _regions(4, 97, 97, 19), cpu=("float32",)),
     Case("ocr-97-k150-n4", "OCR, ADE20K", _regions(4, 97, 97, 150)),
     Case("ocr-128x256-k19", "OCR, whole image", _regions(1, 128, 256, 19)),
+    Case(
+        "gather-97-k19-n1",
+        "OCR's regions, Cityscapes",
+        GatherWorkload(1, 97, 97),
+        cpu=("float32", "bfloat16"),
+    ),
+    Case(
+        "gather-97-k150-n1",
+        "OCR's regions, ADE20K",
+        GatherWorkload(1, 97, 97, K=150),
+        cpu=("float32",),
+    ),
+    Case("gather-97-k19-n4", "OCR's regions, Cityscapes", GatherWorkload(4, 97, 97), _TRAINED),
+    Case("gather-97-k150-n4", "OCR's regions, ADE20K", GatherWorkload(4, 97, 97, K=150)),
+    Case("gather-97-k171-n4", "OCR's regions, COCO-Stuff", GatherWorkload(4, 97, 97, K=171)),
+    Case("gather-128x256-k19", "OCR's regions, whole image", GatherWorkload(1, 128, 256)),
 )
 
 QUICK = ("tiny-24",)

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ocnet.engine.workload import Attention, Form, Workload
-from ocnet.ops import oc_attention
+from ocnet.engine.gather_workload import GatherWorkload
+from ocnet.engine.workload import Call, Form
+from ocnet.ops import oc_attention, spatial_gather
 from ocnet.ops.oc_attention.reference import naive_attention
+from ocnet.ops.spatial_gather.reference import naive_gather
 
 
 @dataclass(frozen=True)
@@ -35,33 +37,41 @@ class Expected:
     """What a workload's results must be, and how close; made once, for all forms.
 
     Attributes:
-        inputs: Query, key, value and the gradient of the output.
+        names: Of the op's arguments.
+        inputs: The arguments, and then the gradient of the output.
         exact: Output and gradients in float64, by name.
         bounds: Largest relative error allowed, by name: twice that of the plain formula in the same
             dtype, measured on the first image, plus four units in the last place.
     """
 
-    inputs: tuple[Tensor, Tensor, Tensor, Tensor]
+    names: tuple[str, ...]
+    inputs: tuple[Tensor, ...]
     exact: dict[str, Tensor]
     bounds: dict[str, float]
 
     @classmethod
-    def of(cls, workload: Workload) -> "Expected":
-        """Compute it; float64 runs in row blocks, so no case is too large for it."""
-        inputs = workload.inputs()
-        exact = _results(_exact, inputs, lambda tensor: tensor.double())
-        eager = _results(naive_attention, inputs, lambda tensor: tensor[:1])
+    def of(cls, workload: Call) -> "Expected":
+        """Compute it; float64 runs in blocks, so no case is too large for it."""
+        names, inputs = workload.arguments, workload.inputs()
+        op, naive = _formulas(workload)
+        exact = _results(
+            lambda *tensors: op(*tensors, backend="reference"),
+            names,
+            inputs,
+            lambda tensor: tensor.double(),
+        )
+        eager = _results(naive, names, inputs, lambda tensor: tensor[:1])
         unit = torch.finfo(workload.torch_dtype).eps
         bounds = {
             name: 2 * _relative(eager[name], wanted[:1]) + 4 * unit
             for name, wanted in exact.items()
         }
-        return cls(inputs, exact, bounds)
+        return cls(names, inputs, exact, bounds)
 
 
 def check(form: Form, expected: Expected) -> Verdict:
     """Compare output and gradients of a form with float64."""
-    given = _results(form.attention, expected.inputs, lambda tensor: tensor)
+    given = _results(form.compute, expected.names, expected.inputs, lambda tensor: tensor)
     verdicts = []
     for name, wanted in expected.exact.items():
         error, bound = _relative(given[name], wanted), expected.bounds[name]
@@ -69,26 +79,29 @@ def check(form: Form, expected: Expected) -> Verdict:
     return max(verdicts, key=lambda verdict: verdict.error / verdict.bound)
 
 
-def _exact(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    return oc_attention(query, key, value, backend="reference")
+def _formulas(workload: Call) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
+    """Return the op of a workload, whose back end ``reference`` sums in float64, and its formula."""
+    if isinstance(workload, GatherWorkload):
+        return spatial_gather, naive_gather
+    return oc_attention, naive_attention
 
 
 def _results(
-    attention: Attention,
-    inputs: tuple[Tensor, Tensor, Tensor, Tensor],
+    compute: Callable[..., Tensor],
+    names: tuple[str, ...],
+    inputs: tuple[Tensor, ...],
     change: Callable[[Tensor], Tensor],
 ) -> dict[str, Tensor]:
     """Return output and gradients by name, for changed inputs; a shared key stays shared."""
-    query, key, value, grad_out = inputs
-    leaves = {"grad_query": change(query).detach().requires_grad_()}
-    if key is not query:
-        leaves["grad_key"] = change(key).detach().requires_grad_()
-    leaves["grad_value"] = change(value).detach().requires_grad_()
-    out = attention(
-        leaves["grad_query"], leaves.get("grad_key", leaves["grad_query"]), leaves["grad_value"]
-    )
-    grads = torch.autograd.grad(out, list(leaves.values()), change(grad_out).to(out.dtype))
-    return {"out": out.detach(), **dict(zip(leaves, grads, strict=True))}
+    *arguments, grad_out = inputs
+    leaves: dict[int, tuple[str, Tensor]] = {}
+    for name, tensor in zip(names, arguments, strict=True):
+        if id(tensor) not in leaves:
+            leaves[id(tensor)] = f"grad_{name}", change(tensor).detach().requires_grad_()
+    out = compute(*(leaves[id(tensor)][1] for tensor in arguments))
+    grad_names, wanted = zip(*leaves.values(), strict=True)
+    grads = torch.autograd.grad(out, wanted, change(grad_out).to(out.dtype))
+    return {"out": out.detach(), **dict(zip(grad_names, grads, strict=True))}
 
 
 def _relative(given: Tensor, exact: Tensor) -> float:

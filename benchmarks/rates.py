@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from ocnet.engine.meters import time_call
-from ocnet.engine.workload import Workload
+from ocnet.engine.workload import Call
 
 _COPY_BYTES = {"cuda": 1 << 30, "cpu": 256 << 20}
 _MATMUL_SIDE = {"cuda": 8192, "cpu": 2048}
@@ -25,7 +25,7 @@ class Rates:
     copy_gb_s: float
     matmul_tflop_s: float
 
-    def floor_ms(self, workload: Workload, phase: str) -> tuple[float, str]:
+    def floor_ms(self, workload: Call, phase: str) -> tuple[float, str]:
         """Return the least time a phase can take, and what sets it: ``"compute"`` or ``"memory"``."""
         compute = workload.flops(phase) / (self.matmul_tflop_s * 1e9)
         memory = workload.io_bytes(phase) / (self.copy_gb_s * 1e6)

@@ -54,16 +54,14 @@ def markdown(rows: Sequence[Row]) -> str:
 def _group(rows: Sequence[Row]) -> str:
     first, workload = rows[0], rows[0]["workload"]
     naive = {r["phase"]: r["p50_ms"] for r in rows if r["form"] == "naive" and r["p50_ms"]}
-    keys = f", keys {workload['Hk']} x {workload['Wk']}" if workload["Hk"] else ""
-    shared = "shared" if workload["shared"] else "separate"
     versions = f"torch {first['torch']}"
     if first["driver"]:
         versions += f", CUDA {first['cuda']}, driver {first['driver']}"
     lines = [
         f"### {first['case']}, {workload['dtype']} ({first['network']})",
         "",
-        f"N {workload['N']}, {workload['H']} x {workload['W']}{keys}, E {workload['E']}, "
-        f"Ev {workload['Ev']}, {shared} query and key, {workload['layout']}. "
+        f"N {workload['N']}, {workload['H']} x {workload['W']}{_sizes(workload)}, "
+        f"{workload['layout']}. "
         f"{first['device_name']}; {versions}; commit {(first['commit'] or 'unknown')[:12]}; "
         f"{first['date'][:10]}. Copy {first['copy_gb_s']:.0f} GB/s, "
         f"product {first['matmul_tflop_s']:.2f} TFLOP/s.",
@@ -74,6 +72,15 @@ def _group(rows: Sequence[Row]) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _sizes(workload: Row) -> str:
+    """Say what is special to the op: rows of attention do not name theirs."""
+    if "op" in workload:
+        return f", C {workload['C']}, {workload['K']} regions"
+    keys = f", keys {workload['Hk']} x {workload['Wk']}" if workload["Hk"] else ""
+    shared = "shared" if workload["shared"] else "separate"
+    return f"{keys}, E {workload['E']}, Ev {workload['Ev']}, {shared} query and key"
 
 
 def summary(rows: Sequence[Row]) -> str:

@@ -23,7 +23,7 @@ from benchmarks.rates import Rates, measure_rates
 from ocnet.engine.environment import versions
 from ocnet.engine.measure import FAILED, OK, REFUSED, Job, Measurement, first_line, run_jobs
 from ocnet.engine.meters import device_name
-from ocnet.engine.workload import PHASES, Form, Workload
+from ocnet.engine.workload import PHASES, Call, Form
 
 WRONG = "wrong"
 _SECONDS = {"cpu": 1.0, "cuda": 0.3}  # of repeats for each row; a GPU call takes milliseconds
@@ -38,7 +38,7 @@ def main(argv: Sequence[str]) -> int:
         return 2
     try:
         cases = select(options.cases, options.device, options.quick)
-        forms = _forms(options.forms)
+        _check_forms(options.forms)
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
@@ -49,7 +49,7 @@ def main(argv: Sequence[str]) -> int:
     out.parent.mkdir(parents=True, exist_ok=True)
     bad = 0
     with out.open("a", encoding="utf-8") as file:
-        for row in rows(cases, forms, options.device, options.phases, options.quick):
+        for row in rows(cases, options.forms, options.device, options.phases, options.quick):
             file.write(json.dumps(row | machine) + "\n")
             file.flush()
             print(_line(row), flush=True)
@@ -79,16 +79,22 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _forms(names: Sequence[str]) -> list[Form]:
+def _check_forms(names: Sequence[str]) -> None:
+    # Every way to gather has the name of a way to attend.
     for name in names:
         if name not in baselines.FORMS:
             known = ", ".join(baselines.FORMS)
             raise ValueError(f"benchmarks: --forms must be of {known}, got {name}")
-    return [baselines.FORMS[name] for name in names] if names else list(baselines.FORMS.values())
+
+
+def _forms(names: Sequence[str], workload: Call) -> list[Form]:
+    """Return the forms asked for that the workload's op has; all of them where none is named."""
+    known = baselines.forms_of(workload)
+    return [known[name] for name in names or known if name in known]
 
 
 def rows(
-    cases: Sequence[Case], forms: Sequence[Form], device: str, phases: Sequence[str], quick: bool
+    cases: Sequence[Case], names: Sequence[str], device: str, phases: Sequence[str], quick: bool
 ) -> Iterator[dict[str, Any]]:
     """Yield one row for each case, form and phase; a form that is wrong yields no times."""
     rates: dict[str, Rates] = {}
@@ -97,6 +103,7 @@ def rows(
             if workload.dtype not in rates:
                 rates[workload.dtype] = measure_rates(device, workload.dtype, quick=quick)
             expected = gate.Expected.of(workload)
+            forms = _forms(names, workload)
             taken = f"fused:{baselines.backend_of('fused', workload)}"
             # Where all forms run, the one that 'fused' stands for would be measured twice.
             chosen = [f for f in forms if f.name != taken or "fused" not in {g.name for g in forms}]
@@ -107,7 +114,7 @@ def rows(
 
 
 def _judge(
-    form: Form, workload: Workload, expected: gate.Expected
+    form: Form, workload: Call, expected: gate.Expected
 ) -> tuple[gate.Verdict | None, str, str]:
     """Return what the gate says of a form, and status and reason if it is not to be measured."""
     refusal = form.refuses(workload)
@@ -124,7 +131,7 @@ def _judge(
 
 
 def _measure(
-    form: Form, workload: Workload, phases: Sequence[str], quick: bool, status: str, reason: str
+    form: Form, workload: Call, phases: Sequence[str], quick: bool, status: str, reason: str
 ) -> Iterator[Measurement]:
     if status != OK:
         for phase in phases:

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <initializer_list>
 #include <optional>
+#include <string>
 
 #include <torch/csrc/stable/tensor.h>
 
@@ -56,6 +57,28 @@ inline void check_lse(const char* function, const Tensor& query, const Sizes& si
   check_dtype(function, "lse", accumulator_dtype(query.scalar_type()), lse);
   check_same_device(function, "lse", query, lse);
   check_contiguous(function, "lse", lse);
+}
+
+// What kernels on tensor cores ask for: rows that they can read 16 bytes at a time, and channels
+// that their tables know. `ocnet.ops._layout.aligned_rows` makes such rows.
+inline void check_aligned_rows(const char* function, const char* argument, const Tensor& tensor) {
+  constexpr int64_t kMostChannels = 512;
+  constexpr int64_t kAlignment = 16;
+  if (tensor.size(2) > kMostChannels) {
+    fail_argument(function, argument, "have at most " + std::to_string(kMostChannels) + " channels",
+                  std::to_string(tensor.size(2)));
+  }
+  const int64_t width = kAlignment / static_cast<int64_t>(tensor.element_size());
+  bool fits = tensor.size(2) == 1 || tensor.stride(2) == 1;
+  for (int64_t axis = 0; axis < 2; ++axis) {
+    fits = fits && (tensor.size(axis) == 1 || tensor.stride(axis) % width == 0);
+  }
+  const auto address = reinterpret_cast<uintptr_t>(tensor.const_data_ptr());
+  if (!fits || address % kAlignment != 0) {
+    fail_argument(function, argument, "have channel stride 1 and rows aligned to 16 bytes",
+                  "strides " + shape_text(tensor.strides()) + " at an address that leaves " +
+                      std::to_string(address % kAlignment));
+  }
 }
 
 template <typename T>

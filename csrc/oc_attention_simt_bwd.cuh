@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
-// Backward kernels of pixel-wise attention, and their launches. No torch headers.
+// Backward kernels of pixel-wise attention in fp64, and their launches. No torch headers.
 //
-// With P[l][s] = exp(scale * <q_l, k_s> - lse_l), dP = grad_out value^T
-// and delta_l = <grad_out_l, out_l + residual_l>:
+// With P[l][s] = exp(scale * <q_l, k_s> - lse_l), dP = grad_out value^T and delta_l as the kernel
+// of its own leaves it:
 //   grad_query = scale * (P * (dP - delta)) key
 //   grad_key   = scale * (P * (dP - delta))^T query        grad_value = P^T grad_out
 // P is recomputed from lse. A block owns rows of an output and walks the other side in a fixed
@@ -14,70 +14,22 @@
 
 namespace ocnet {
 
-template <typename scalar_t>
 struct BwdParams {
-  TokenMatrix<const scalar_t> query;     // (N, L, E)
-  TokenMatrix<const scalar_t> key;       // (N, S, E); the query itself when keys are shared
-  TokenMatrix<const scalar_t> value;     // (N, S, Ev)
-  TokenMatrix<const scalar_t> out;       // (N, L, Ev)
-  TokenMatrix<const scalar_t> residual;  // (N, L, Ev); data is null where there is none
-  TokenMatrix<const scalar_t> grad_out;  // (N, L, Ev)
-  const accumulator_t<scalar_t>* lse;    // (N, L), contiguous
-  accumulator_t<scalar_t>* delta;        // (N, L), contiguous; unused without grad_tokens
-  accumulator_t<scalar_t> scale;
+  TokenMatrix<const double> query;     // (N, L, E)
+  TokenMatrix<const double> key;       // (N, S, E); the query itself when keys are shared
+  TokenMatrix<const double> value;     // (N, S, Ev)
+  TokenMatrix<const double> grad_out;  // (N, L, Ev)
+  const double* lse;                   // (N, L), contiguous
+  double* delta;                       // (N, L), contiguous; unused without grad_tokens
+  double scale;
   // Outputs; data is null where a gradient is not wanted.
-  TokenMatrix<scalar_t> grad_tokens;  // of the rows that a block owns: queries, keys, or both
-  TokenMatrix<scalar_t> grad_value;   // (N, S, Ev)
+  TokenMatrix<double> grad_tokens;  // of the rows that a block owns: queries, keys, or both
+  TokenMatrix<double> grad_value;   // (N, S, Ev)
   BlockPlan plan;
 };
 
 // Which part the rows that a block owns play in the scores.
 enum class Role { kQuery, kKey, kBoth };
-
-// delta[n][l] = <grad_out_l, out_l + residual_l>, but NaN when grad_out_l has an infinity: then dP
-// has one at every key, and dP - sum(P * dP), for which delta stands, is NaN at every key.
-//
-// Grid: (image, tile of 32 tokens); 256 threads, 8 per token. Thread p of a token sums channels p,
-// p + 8, ... in fp32 (fp64); the 8 sums are added in order. Lanes walk the contiguous axis.
-// Shared memory: sizeof(acc) * 256 bytes.
-template <typename scalar_t>
-OCNET_KERNEL(256, 4)
-oc_attention_bwd_delta_kernel(BwdParams<scalar_t> params) {
-  using acc_t = accumulator_t<scalar_t>;
-  constexpr int kTokens = 32;
-  constexpr int kParts = 8;
-  acc_t* const partial = device::shared_memory<acc_t>();  // (kParts, kTokens)
-
-  const BlockPlace place = locate_block(params.plan, device::block_index(), kTokens);
-  const auto grad_out = params.grad_out.image(place.image);
-  const auto out = params.out.image(place.image);
-  const auto residual = params.residual.image(place.image);
-  const int thread = device::thread_index();
-  const bool along_tokens = out.token_stride <= out.channel_stride;
-  const int local = along_tokens ? thread % kTokens : thread / kParts;
-  const int part = along_tokens ? thread / kTokens : thread % kParts;
-  const int token = place.first_row + local;
-
-  acc_t sum = 0;
-  if (token < out.tokens) {
-    for (int channel = part; channel < out.channels; channel += kParts) {
-      const acc_t gradient = to_accumulator(*grad_out.at(token, channel));
-      acc_t context = to_accumulator(*out.at(token, channel));
-      if (residual.data != nullptr) context += to_accumulator(*residual.at(token, channel));
-      sum += gradient * context + zero_if_finite(gradient);
-    }
-  }
-  partial[part * kTokens + local] = sum;
-  device::barrier();
-
-  const int owned = place.first_row + thread;
-  if (thread < kTokens && owned < out.tokens) {
-    acc_t total = 0;
-    OCNET_UNROLL
-    for (int i = 0; i < kParts; ++i) total += partial[i * kTokens + thread];
-    params.delta[place.image * out.tokens + owned] = total;
-  }
-}
 
 // Per-token values of kMicro neighbouring tokens, 0 past the end.
 template <typename acc_t, int kMicro>
@@ -90,18 +42,17 @@ OCNET_DEVICE void load_tokens(acc_t (&values)[kMicro], const acc_t* source, int 
 //   kQuery  grad_tokens = scale * (P * (dP - delta)) key
 //   kKey    grad_tokens = scale * (P * (dP - delta))^T query,  grad_value = P^T grad_out
 //   kBoth   grad_tokens = the sum of the two; one tile of the symmetric scores serves P and P^T
-// kSide is 64, and 32 for fp64.
 //
 // Grid: (image, tile of owned tokens, slice of output channels), slice fastest; 256 threads. Output
 // chunks are those of grad_tokens, then those of grad_value; a slice without the former skips dP.
-// Matrices have any strides; lse and delta are (N, L). Sums are fp32, and fp64 for fp64 storage.
-// Shared memory: sizeof(acc) * (2 * kSide * kPitch + chunks_per_block * kSide * kSide) bytes, as in
-// the forward kernel: E + Ev <= 512 (in whole chunks) needs one slice on sm_80.
-// Derivation: docs/ops/oc_attention.md.
-template <typename scalar_t, Role kRole>
+// Matrices have any strides; lse and delta are (N, L).
+// Shared memory: 8 * (2 * kSide * kPitch + chunks_per_block * kSide * kSide) bytes, as in the
+// forward kernel: E + Ev <= 512 (in whole chunks) needs one slice on sm_80. Derivation:
+// docs/ops/oc_attention.md.
+template <Role kRole>
 OCNET_KERNEL(256, 2)
-oc_attention_bwd_kernel(BwdParams<scalar_t> params) {
-  using acc_t = accumulator_t<scalar_t>;
+oc_attention_bwd_kernel(BwdParams params) {
+  using acc_t = double;
   using TileT = Tile<acc_t>;
   constexpr int kMicro = TileT::kMicro;
   constexpr int kSide = TileT::kSide;
@@ -218,47 +169,38 @@ oc_attention_bwd_kernel(BwdParams<scalar_t> params) {
   }
 }
 
-template <typename scalar_t, Role kRole, typename Launch>
-void launch_oc_attention_bwd_role(BwdParams<scalar_t> params, int64_t images,
-                                  const Launch& launch) {
-  using TileT = Tile<accumulator_t<scalar_t>>;
+template <Role kRole, typename Launch>
+void launch_oc_attention_bwd_role(BwdParams params, int64_t images, const Launch& launch) {
+  using TileT = Tile<double>;
   const int tokens = kRole == Role::kQuery ? params.query.tokens : params.key.tokens;
   int chunks = 0;
   if (params.grad_tokens.data != nullptr) chunks += TileT::chunks(params.grad_tokens.channels);
   if (params.grad_value.data != nullptr) chunks += TileT::chunks(params.grad_value.channels);
   params.plan = plan_blocks(images, tokens, TileT::kSide, chunks, TileT::kFixedBytes,
                             TileT::kChunkBytes, launch.shared_limit());
-  launch(oc_attention_bwd_kernel<scalar_t, kRole>,
+  launch(oc_attention_bwd_kernel<kRole>,
          Grid{params.plan.blocks, TileT::kThreads, params.plan.shared_bytes}, params);
 }
 
 // Computes the gradients whose data is not null. `params` has all but grad_tokens and the plan.
 // With `shared_keys`, params.key is the query and grad_query receives the sum of both roles.
-template <typename scalar_t, typename Launch>
-void launch_oc_attention_bwd(BwdParams<scalar_t> params, int64_t images, bool shared_keys,
-                             const TokenMatrix<scalar_t>& grad_query,
-                             const TokenMatrix<scalar_t>& grad_key, const Launch& launch) {
-  if (grad_query.data != nullptr || grad_key.data != nullptr) {
-    using acc_t = accumulator_t<scalar_t>;
-    BwdParams<scalar_t> first = params;
-    first.plan = plan_blocks(images, params.out.tokens, 32, 1, 256 * sizeof(acc_t), 1,
-                             launch.shared_limit());
-    launch(oc_attention_bwd_delta_kernel<scalar_t>,
-           Grid{first.plan.blocks, 256, first.plan.shared_bytes}, first);
-  }
+template <typename Launch>
+void launch_oc_attention_bwd(BwdParams params, int64_t images, bool shared_keys,
+                             const TokenMatrix<double>& grad_query,
+                             const TokenMatrix<double>& grad_key, const Launch& launch) {
   if (shared_keys && grad_query.data != nullptr) {
     params.grad_tokens = grad_query;
-    launch_oc_attention_bwd_role<scalar_t, Role::kBoth>(params, images, launch);
+    launch_oc_attention_bwd_role<Role::kBoth>(params, images, launch);
     return;
   }
   if (grad_key.data != nullptr || params.grad_value.data != nullptr) {
     params.grad_tokens = grad_key;
-    launch_oc_attention_bwd_role<scalar_t, Role::kKey>(params, images, launch);
+    launch_oc_attention_bwd_role<Role::kKey>(params, images, launch);
   }
   if (grad_query.data != nullptr) {
     params.grad_tokens = grad_query;
     params.grad_value = {};
-    launch_oc_attention_bwd_role<scalar_t, Role::kQuery>(params, images, launch);
+    launch_oc_attention_bwd_role<Role::kQuery>(params, images, launch);
   }
 }
 

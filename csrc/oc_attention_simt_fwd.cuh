@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Forward kernel of pixel-wise attention, and its launch. No torch headers.
+// Forward kernel of pixel-wise attention in fp64, by threads, and its launch. No torch headers.
 #pragma once
 
 #include "common/launch.cuh"
@@ -13,23 +13,22 @@ struct FwdParams {
   TokenMatrix<const scalar_t> key;    // (N, S, E)
   TokenMatrix<const scalar_t> value;  // (N, S, Ev)
   TokenMatrix<scalar_t> out;          // (N, L, Ev)
-  TokenMatrix<scalar_t> residual;     // (N, L, Ev); data is null where it is not wanted
   accumulator_t<scalar_t>* lse;       // (N, L), contiguous
   accumulator_t<scalar_t> scale;
   BlockPlan plan;
 };
 
-// out = softmax(scale * query key^T) value and lse, for kSide queries of one image and the output
-// channels of one slice. kSide is 64, and 32 for fp64.
+// out = softmax(scale * query key^T) value and lse, for kSide (32) queries of one image and the
+// output channels of one slice.
 //
 // Grid: (image, query tile, slice of Ev), slice fastest; 256 threads. Every slice computes the
 // scores of its queries; there is one slice wherever the accumulators of all Ev channels fit.
 // query (N, L, E), key (N, S, E), value (N, S, Ev), out (N, L, Ev): any strides; lse (N, L).
-// Keys stream by in tiles of kSide, with the online softmax. Scores, probabilities and sums are
-// fp32 (fp64 for fp64 storage). Channels are staged kDepth at a time, so E has no limit.
+// Keys stream by in tiles of kSide, with the online softmax. Channels are staged kDepth at a time,
+// so E has no limit.
 // Shared memory: sizeof(acc) * (2 * kSide * kPitch + chunks_per_block * kSide * kSide) bytes: the
-// staging tile, the probabilities, and an accumulator per output element. At Ev = 512 in fp32 that
-// is 2 * 17,408 + 8 * 16,384 = 165,888 of the 166,912 bytes of sm_80.
+// staging tile, the probabilities, and an accumulator per output element. At Ev = 512 that is
+// 2 * 8,704 + 16 * 8,192 = 148,480 of the 166,912 bytes of sm_80.
 template <typename scalar_t>
 OCNET_KERNEL(256, 2)
 oc_attention_fwd_kernel(FwdParams<scalar_t> params) {
@@ -95,10 +94,6 @@ oc_attention_fwd_kernel(FwdParams<scalar_t> params) {
   }
   store_accumulators<TileT>(accumulators, stage, params.out.image(place.image), first_row,
                             first_chunk, chunks, inverse_total);
-  if (params.residual.data != nullptr) {
-    store_residuals<TileT>(accumulators, stage, params.residual.image(place.image), first_row,
-                           first_chunk, chunks, inverse_total);
-  }
 }
 
 // `launch` is a KernelLauncher, or launches as one does.

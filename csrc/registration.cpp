@@ -5,6 +5,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include "oc_attention.h"
+#include "spatial_gather.h"
 
 #ifdef USE_CUDA
 #define OCNET_NAMESPACE ocnet_cuda
@@ -21,10 +22,14 @@
 STABLE_TORCH_LIBRARY(OCNET_NAMESPACE, m) {
   m.def("oc_attention_fwd(Tensor query, Tensor? key, Tensor value, float scale, bool tf32, Tensor(a!) out, Tensor(b!) lse, Tensor(c!)? residual) -> ()");
   m.def("oc_attention_bwd(Tensor grad_out, Tensor query, Tensor? key, Tensor value, Tensor out, Tensor lse, Tensor? residual, float scale, bool tf32, Tensor(a!)? grad_query, Tensor(b!)? grad_key, Tensor(c!)? grad_value) -> ()");
+  m.def("spatial_gather_fwd(Tensor features, Tensor logits, float scale, bool tf32, Tensor(a!) out, Tensor(b!) lse, Tensor(c!)? residual) -> ()");
+  m.def("spatial_gather_bwd(Tensor grad_out, Tensor features, Tensor logits, Tensor out, Tensor lse, Tensor? residual, float scale, bool tf32, Tensor(a!)? grad_features, Tensor(b!)? grad_logits) -> ()");
 }
 // clang-format on
 
 STABLE_TORCH_LIBRARY_IMPL(OCNET_NAMESPACE, OCNET_KEY, m) {
   m.impl("oc_attention_fwd", TORCH_BOX(&ocnet::oc_attention_fwd));
   m.impl("oc_attention_bwd", TORCH_BOX(&ocnet::oc_attention_bwd));
+  m.impl("spatial_gather_fwd", TORCH_BOX(&ocnet::spatial_gather_fwd));
+  m.impl("spatial_gather_bwd", TORCH_BOX(&ocnet::spatial_gather_bwd));
 }

@@ -9,8 +9,32 @@ from tests.ptxas import Kernel, complaints_of, kernels_of, register_limits, spil
 
 REPORT = Path(__file__).resolve().parent.parent / "build" / "native" / "cuda_resources.txt"
 ARCHITECTURES = ("sm_80", "sm_90a")
-# 256 threads a block: 128 registers let two blocks share a multiprocessor, as the kernels declare.
+# 256 threads a block: 128 registers let two blocks share a multiprocessor. The tensor-core kernels
+# of attention have one block there, whose sums alone take 128.
 MOST_REGISTERS = 128
+MOST_REGISTERS_OF_ALL = 255
+ALONE = ("oc_attention_mma_fwd", "oc_attention_mma_bwd")
+# Attention, forward: 3 tiles for each 16-bit dtype and TF32, 2 for strict fp32; backward: 3 for each
+# 16-bit dtype, 2 for the others. Gathering: 3 dtypes on tensor cores, each in 3 sizes where regions
+# are held in registers. Parts are combined in each dtype that is stored; threads multiply what tensor
+# cores do not.
+KERNELS = {
+    "oc_attention_mma_fwd_kernel": 11,
+    "oc_attention_mma_bwd_kernel": 10,
+    "oc_attention_combine_kernel": 3,
+    "oc_attention_bwd_combine_kernel": 3,
+    "oc_attention_bwd_delta_kernel": 4,
+    "oc_attention_fwd_kernel": 1,
+    "oc_attention_bwd_kernel": 3,
+    "spatial_gather_mma_fwd_kernel": 9,
+    "spatial_gather_mma_bwd_logits_kernel": 9,
+    "spatial_gather_mma_bwd_features_kernel": 3,
+    "spatial_gather_combine_kernel": 4,
+    "spatial_gather_delta_kernel": 4,
+    "spatial_gather_fwd_kernel": 2,
+    "spatial_gather_bwd_logits_kernel": 2,
+    "spatial_gather_bwd_features_kernel": 2,
+}
 
 
 @pytest.fixture(scope="module")
@@ -29,8 +53,9 @@ def kernels(log: str) -> list[Kernel]:
 def test_every_kernel_was_compiled_for_every_architecture(kernels: list[Kernel]) -> None:
     names = {arch: {k.name for k in kernels if k.arch == arch} for arch in ARCHITECTURES}
     assert names["sm_80"] == names["sm_90a"]
-    # Four dtypes: forward, delta, and backward for queries, keys and both.
-    assert len(names["sm_80"]) == 20
+    found = {kernel: sum(kernel in name for name in names["sm_80"]) for kernel in KERNELS}
+    assert found == KERNELS
+    assert len(names["sm_80"]) == sum(KERNELS.values())
 
 
 @pytest.mark.native
@@ -45,7 +70,9 @@ def test_the_compiler_has_nothing_to_complain_of(log: str) -> None:
 
 @pytest.mark.native
 def test_registers_let_the_declared_blocks_share_a_multiprocessor(kernels: list[Kernel]) -> None:
-    assert [k for k in kernels if k.registers > MOST_REGISTERS] == []
+    together = [k for k in kernels if not any(name in k.name for name in ALONE)]
+    assert [k for k in together if k.registers > MOST_REGISTERS] == []
+    assert [k for k in kernels if k.registers > MOST_REGISTERS_OF_ALL] == []
     assert [k for k in kernels if "delta" in k.name and k.registers > 64] == []
 
 

@@ -22,6 +22,7 @@ struct Launch {
 // Runs a grid: every thread calls run(context). Throws std::runtime_error for whatever it catches.
 void launch(const Launch& launch, void (*run)(const void*), const void* context);
 size_t shared_limit();
+int multiprocessors();
 // Global memory that kernels may read, and write if `writable`, until detach_all.
 void attach(const char* name, const void* data, size_t bytes, bool writable);
 void detach_all();

@@ -12,6 +12,9 @@
 #define OCNET_UNROLL _Pragma("unroll")
 #define OCNET_UNROLL_BY_4 _Pragma("unroll 4")
 #define OCNET_UNROLL_BY_8 _Pragma("unroll 8")
+// As often as a constant of the code around it says.
+#define OCNET_PRAGMA(text) _Pragma(#text)
+#define OCNET_UNROLL_BY(times) OCNET_PRAGMA(unroll times)
 #else
 #define OCNET_HOST_DEVICE inline
 #define OCNET_DEVICE inline
@@ -20,6 +23,7 @@
 #define OCNET_UNROLL
 #define OCNET_UNROLL_BY_4
 #define OCNET_UNROLL_BY_8
+#define OCNET_UNROLL_BY(times)
 // The emulated form of a primitive. The emulator watches what kernels read and write by having the
 // compiler instrument them; what the primitives do themselves is not the kernel's doing. Never
 // inlined: the caller of the form is the line that a report names, so no form is called by another.

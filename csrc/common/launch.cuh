@@ -57,6 +57,7 @@ class KernelLauncher {
     check(cudaGetDevice(&device));
     check(cudaDeviceGetAttribute(&limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
     shared_limit_ = static_cast<size_t>(limit);
+    check(cudaDeviceGetAttribute(&multiprocessors_, cudaDevAttrMultiProcessorCount, device));
   }
 
   template <typename Params>
@@ -93,7 +94,9 @@ class KernelLauncher {
 #else
 
   explicit KernelLauncher(const char* function)
-      : function_(function), shared_limit_(emulator::shared_limit()) {}
+      : function_(function),
+        shared_limit_(emulator::shared_limit()),
+        multiprocessors_(emulator::multiprocessors()) {}
 
   template <typename Params>
   void operator()(void (*kernel)(Params), const Grid& grid, const Params& params) const {
@@ -109,10 +112,13 @@ class KernelLauncher {
 
   const char* function_;
   size_t shared_limit_ = 0;
+  int multiprocessors_ = 0;
 
  public:
   // Bytes of shared memory that a block may have once its kernel has opted in.
   size_t shared_limit() const { return shared_limit_; }
+  // How many blocks run at once, if a multiprocessor has room for one.
+  int multiprocessors() const { return multiprocessors_; }
 };
 
 }  // namespace ocnet

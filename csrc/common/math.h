@@ -94,10 +94,16 @@ OCNET_HOST_DEVICE scalar_t from_accumulator(accumulator_t<scalar_t> value) {
 }
 template <>
 OCNET_HOST_DEVICE BFloat16 from_accumulator<BFloat16>(float value) {
+#if defined(__CUDA_ARCH__)
+  BFloat16 narrow;
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(narrow.bits) : "f"(value));
+  return narrow;
+#else
   const uint32_t bits = detail::bit_cast<uint32_t>(value);
   // Rounding a NaN could carry its mantissa into infinity.
   if (value != value) return {static_cast<uint16_t>((bits >> 16) | 0x40u)};
   return {static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16)};
+#endif
 }
 template <>
 OCNET_HOST_DEVICE Float16 from_accumulator<Float16>(float value) {

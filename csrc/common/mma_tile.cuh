@@ -41,11 +41,29 @@ struct SharedTile {
   OCNET_DEVICE uint32_t address(int row, int chunk) const {
     return ptx::shared_address(data) + static_cast<uint32_t>(offset(row, chunk));
   }
-  // The fp32 of a row and channel.
-  OCNET_DEVICE float number(int row, int channel) const {
-    return *reinterpret_cast<const float*>(data + offset(row, channel / 4) + channel % 4 * 4);
+};
+
+// Where one lane reads in a tile: a row, and of every group of chunks its own. Found once per
+// product; what is left inside of loops is an exclusive or and additions.
+struct TilePlace {
+  uint32_t start;
+  int pitch;
+
+  // `rows` (a multiple of 8) further down, in the group that begins with this chunk.
+  OCNET_DEVICE uint32_t at(int rows, int chunk) const {
+    return (start ^ static_cast<uint32_t>((chunk & 7) * kChunkBytes)) +
+           static_cast<uint32_t>((chunk >> 3) * (8 * kChunkBytes) + rows * pitch);
   }
 };
+
+// `own` is the chunk of a lane in its group, whose size is a power of two. Tiles start at multiples
+// of 128 bytes, so the exclusive or with the row's place (SharedTile) commutes with what is added.
+OCNET_DEVICE TilePlace tile_place(uint32_t base, const SharedTile& tile, int row, int own) {
+  return {base + static_cast<uint32_t>(tile.offset(row, own)), tile.pitch};
+}
+OCNET_DEVICE TilePlace matrix_place(const SharedTile& tile, int row, int own) {
+  return tile_place(ptx::shared_address(tile.data), tile, row, own);
+}
 
 // Bytes between rows of `channels` elements.
 OCNET_HOST_DEVICE constexpr int tile_pitch(int channels, int element_bytes) {
@@ -55,6 +73,42 @@ OCNET_HOST_DEVICE constexpr int tile_pitch(int channels, int element_bytes) {
 // Channels that products over them run through: whole steps of 16, zero past the last.
 OCNET_HOST_DEVICE constexpr int padded_channels(int channels) { return (channels + 15) / 16 * 16; }
 
+namespace detail {
+
+// The copies of load_tile; kWhole: nothing of the tile lies past the end of the matrix.
+template <bool kWhole, typename T>
+OCNET_DEVICE void copy_tile(const SharedTile& tile, int rows, const TokenMatrix<const T>& from,
+                            int first_token, int first_channel, int channels, int thread,
+                            int threads) {
+  constexpr int kBytes = static_cast<int>(sizeof(T));
+  constexpr int kPerChunk = kChunkBytes / kBytes;
+  const int chunks = channels / kPerChunk;
+  // Threads that share a row: a power of two, so that finding the row takes no division.
+  const int shift = chunks > 16 ? 5 : chunks > 8 ? 4 : 3;
+  const int first_row = thread >> shift;
+  const int step = threads >> shift;
+  const int64_t source_step = step * from.token_stride;
+  for (int chunk = thread & ((1 << shift) - 1); chunk < chunks; chunk += 1 << shift) {
+    const int channel = first_channel + chunk * kPerChunk;
+    const int valid = max_of(0, min_of((from.channels - channel) * kBytes, kChunkBytes));
+    const int tokens = valid > 0 ? from.tokens - first_token : 0;
+    const T* source = from.at(first_token + first_row, channel);
+    OCNET_UNROLL_BY_4
+    for (int row = first_row; row < rows; row += step) {
+      if constexpr (kWhole) {
+        ptx::copy_async<kChunkBytes>(tile.address(row, chunk), source);
+      } else {
+        const bool inside = row < tokens;
+        ptx::copy_async<kChunkBytes>(tile.address(row, chunk), inside ? source : from.data,
+                                     inside ? valid : 0);
+      }
+      source += source_step;
+    }
+  }
+}
+
+}  // namespace detail
+
 // Starts the copies of `rows` tokens and `channels` channels (a multiple of 16) into a tile; what
 // lies past the end of the matrix becomes 0. Done by `threads` threads, of which this one is
 // `thread`; the caller commits and waits. Rows of the matrix are 16-byte aligned, with channel
@@ -63,19 +117,14 @@ template <typename T>
 OCNET_DEVICE void load_tile(const SharedTile& tile, int rows, const TokenMatrix<const T>& from,
                             int first_token, int first_channel, int channels, int thread,
                             int threads) {
-  constexpr int kBytes = static_cast<int>(sizeof(T));
-  const int chunks = channels * kBytes / kChunkBytes;
-  // Threads that share a row: a power of two, so that finding the row takes no division.
-  const int lanes = chunks > 16 ? 32 : chunks > 8 ? 16 : 8;
-  for (int row = thread / lanes; row < rows; row += threads / lanes) {
-    const int token = first_token + row;
-    for (int chunk = thread % lanes; chunk < chunks; chunk += lanes) {
-      const int channel = first_channel + chunk * (kChunkBytes / kBytes);
-      const int left = token < from.tokens ? (from.channels - channel) * kBytes : 0;
-      const int valid = max_of(0, min_of(left, kChunkBytes));
-      const T* const source = valid > 0 ? from.at(token, channel) : from.data;
-      ptx::copy_async<kChunkBytes>(tile.address(row, chunk), source, valid);
-    }
+  // A copy that can end early takes twice the instructions.
+  const bool whole = first_token + rows <= from.tokens && first_channel + channels <= from.channels;
+  if (whole) {
+    detail::copy_tile<true>(tile, rows, from, first_token, first_channel, channels, thread,
+                            threads);
+  } else {
+    detail::copy_tile<false>(tile, rows, from, first_token, first_channel, channels, thread,
+                             threads);
   }
 }
 
@@ -83,11 +132,25 @@ namespace detail {
 
 OCNET_DEVICE float as_float(uint32_t bits) { return bit_cast<float>(bits); }
 
-// Four 8 x 8 matrices (8 x 4 for fp32): lane i points at row i % 8 of matrix i / 8.
-template <bool kTransposed = false>
-OCNET_DEVICE void load_four(uint32_t (&to)[4], const SharedTile& tile, int row, int chunk) {
-  ptx::load_matrices<kTransposed>(to, tile.address(row, chunk));
-}
+// The fp32 numbers of tokens 2t, 2t + 1, with t = lane % 4, and of channel lane / 4: neighbours in
+// the accumulators of scores, and in different banks. `low` is of token 2t.
+struct NumberPlaces {
+  const unsigned char* data;
+  TilePlace low, high;
+
+  OCNET_DEVICE explicit NumberPlaces(const SharedTile& tile) : data(tile.data) {
+    const int lane = device::lane_index();
+    const int chunk = lane / 16;
+    const uint32_t word = lane / 4 % 4 * 4;
+    low = tile_place(word, tile, lane % 4 * 2, chunk);
+    high = tile_place(word, tile, lane % 4 * 2 + 1, chunk);
+  }
+  OCNET_DEVICE float number(const TilePlace& place, int rows, int channel) const {
+    return *reinterpret_cast<const float*>(data + place.at(rows, channel / 4));
+  }
+  OCNET_DEVICE float first(int rows, int channel) const { return number(low, rows, channel); }
+  OCNET_DEVICE float second(int rows, int channel) const { return number(high, rows, channel); }
+};
 
 }  // namespace detail
 
@@ -95,9 +158,12 @@ template <typename scalar_t>
 struct NarrowMath {
   using storage_t = scalar_t;
 
-  // Channels of one step of multiply_rows, tokens of one step of accumulate_tokens.
+  // Channels of one step of multiply_rows, tokens of one step of accumulate_tokens; steps of the
+  // first that the compiler may interleave; whether weights lose digits when they are multiplied.
   static constexpr int kDepth = 16;
   static constexpr int kTokenDepth = 16;
+  static constexpr int kUnroll = 4;
+  static constexpr bool kRoundsWeights = true;
 
   struct Left {
     uint32_t bits[4];
@@ -110,19 +176,25 @@ struct NarrowMath {
     ptx::mma(sums, left.bits, right.bits, scalar_t{});
   }
 
-  OCNET_DEVICE static Left row_operand(const SharedTile& rows, int first_row, int channel) {
+  OCNET_DEVICE static TilePlace row_place(const SharedTile& rows, int first_row) {
     const int lane = device::lane_index();
+    return matrix_place(rows, first_row + lane % 16, lane / 16);
+  }
+  OCNET_DEVICE static Left row_operand(const TilePlace& place, int channel) {
     Left left;
-    detail::load_four(left.bits, rows, first_row + lane % 16, channel / 8 + lane / 16);
+    ptx::load_matrices(left.bits, place.at(0, channel / 8));
     return left;
   }
 
-  // Two neighbouring groups of 8 columns.
-  OCNET_DEVICE static void column_operands(Right (&right)[2], const SharedTile& cols, int first_col,
-                                           int channel) {
+  OCNET_DEVICE static TilePlace column_place(const SharedTile& cols, int first_col) {
     const int lane = device::lane_index();
+    return matrix_place(cols, first_col + lane % 8 + lane / 16 * 8, lane / 8 % 2);
+  }
+  // Two neighbouring groups of 8 columns, `col` (a multiple of 16) further on.
+  OCNET_DEVICE static void column_operands(Right (&right)[2], const TilePlace& place, int col,
+                                           int channel) {
     uint32_t bits[4];
-    detail::load_four(bits, cols, first_col + lane % 8 + lane / 16 * 8, channel / 8 + lane / 8 % 2);
+    ptx::load_matrices(bits, place.at(col, channel / 8));
     right[0] = {{bits[0], bits[1]}};
     right[1] = {{bits[2], bits[3]}};
   }
@@ -136,12 +208,20 @@ struct NarrowMath {
              ptx::pack_pair(high[2], high[3], scalar_t{})}};
   }
 
-  // Two neighbouring groups of 8 channels.
-  OCNET_DEVICE static void token_operands(Right (&right)[2], const SharedTile& tile,
-                                          int first_token, int channel) {
+  OCNET_DEVICE static TilePlace token_place(const SharedTile& tile) {
     const int lane = device::lane_index();
+    return matrix_place(tile, lane % 16, lane / 16);
+  }
+  OCNET_DEVICE static Right ones() {
+    const uint32_t pair = ptx::pack_pair(1.0f, 1.0f, scalar_t{});
+    return {{pair, pair}};
+  }
+
+  // Two neighbouring groups of 8 channels, of the tokens of a step.
+  OCNET_DEVICE static void token_operands(Right (&right)[2], const TilePlace& place, int token,
+                                          int channel) {
     uint32_t bits[4];
-    detail::load_four<true>(bits, tile, first_token + lane % 16, channel / 8 + lane / 16);
+    ptx::load_matrices<true>(bits, place.at(token, channel / 8));
     right[0] = {{bits[0], bits[1]}};
     right[1] = {{bits[2], bits[3]}};
   }
@@ -153,6 +233,8 @@ struct TF32Math {
   using storage_t = float;
   static constexpr int kDepth = 8;
   static constexpr int kTokenDepth = 8;
+  static constexpr int kUnroll = 4;
+  static constexpr bool kRoundsWeights = true;
 
   struct Left {
     uint32_t bits[4];
@@ -169,20 +251,26 @@ struct TF32Math {
     return ptx::round_to_tf32(detail::as_float(bits));
   }
 
-  OCNET_DEVICE static Left row_operand(const SharedTile& rows, int first_row, int channel) {
+  OCNET_DEVICE static TilePlace row_place(const SharedTile& rows, int first_row) {
     const int lane = device::lane_index();
+    return matrix_place(rows, first_row + lane % 16, lane / 16);
+  }
+  OCNET_DEVICE static Left row_operand(const TilePlace& place, int channel) {
     Left left;
-    detail::load_four(left.bits, rows, first_row + lane % 16, channel / 4 + lane / 16);
+    ptx::load_matrices(left.bits, place.at(0, channel / 4));
     OCNET_UNROLL
     for (int i = 0; i < 4; ++i) left.bits[i] = rounded(left.bits[i]);
     return left;
   }
 
-  OCNET_DEVICE static void column_operands(Right (&right)[2], const SharedTile& cols, int first_col,
-                                           int channel) {
+  OCNET_DEVICE static TilePlace column_place(const SharedTile& cols, int first_col) {
     const int lane = device::lane_index();
+    return matrix_place(cols, first_col + lane % 8 + lane / 16 * 8, lane / 8 % 2);
+  }
+  OCNET_DEVICE static void column_operands(Right (&right)[2], const TilePlace& place, int col,
+                                           int channel) {
     uint32_t bits[4];
-    detail::load_four(bits, cols, first_col + lane % 8 + lane / 16 * 8, channel / 4 + lane / 8 % 2);
+    ptx::load_matrices(bits, place.at(col, channel / 4));
     right[0] = {{rounded(bits[0]), rounded(bits[1])}};
     right[1] = {{rounded(bits[2]), rounded(bits[3])}};
   }
@@ -194,15 +282,21 @@ struct TF32Math {
              ptx::round_to_tf32(here[3])}};
   }
 
-  OCNET_DEVICE static void token_operands(Right (&right)[2], const SharedTile& tile,
-                                          int first_token, int channel) {
-    const int lane = device::lane_index();
-    const int token = first_token + lane % 4 * 2;
+  OCNET_DEVICE static Right ones() {
+    const uint32_t one = ptx::round_to_tf32(1.0f);
+    return {{one, one}};
+  }
+
+  OCNET_DEVICE static detail::NumberPlaces token_place(const SharedTile& tile) {
+    return detail::NumberPlaces(tile);
+  }
+  OCNET_DEVICE static void token_operands(Right (&right)[2], const detail::NumberPlaces& place,
+                                          int token, int channel) {
     OCNET_UNROLL
     for (int group = 0; group < 2; ++group) {
-      const int own = channel + group * 8 + lane / 4;
-      right[group] = {{ptx::round_to_tf32(tile.number(token, own)),
-                       ptx::round_to_tf32(tile.number(token + 1, own))}};
+      const int own = channel + group * 8;
+      right[group] = {{ptx::round_to_tf32(place.first(token, own)),
+                       ptx::round_to_tf32(place.second(token, own))}};
     }
   }
 };
@@ -214,6 +308,8 @@ struct SplitMath {
   using storage_t = float;
   static constexpr int kDepth = 16;
   static constexpr int kTokenDepth = 16;
+  static constexpr int kUnroll = 1;
+  static constexpr bool kRoundsWeights = false;
 
   // Each part of two neighbouring operands, in the halves of a register.
   struct Pair {
@@ -259,33 +355,43 @@ struct SplitMath {
     const uint32_t b[2] = {right.pairs[0].*kRight, right.pairs[1].*kRight};
     ptx::mma(sums, a, b, BFloat16{});
   }
+  // Tensor cores round their sums towards 0: over thousands of tokens that would add up to far more
+  // than fp32 loses. So they sum one step, and what was summed before is added by an fp32 addition.
   OCNET_DEVICE static void multiply(float (&sums)[4], const Left& left, const Right& right) {
-    multiply_parts<&Pair::middle, &Pair::middle>(sums, left, right);
-    multiply_parts<&Pair::low, &Pair::finite_high>(sums, left, right);
-    multiply_parts<&Pair::finite_high, &Pair::low>(sums, left, right);
-    multiply_parts<&Pair::middle, &Pair::finite_high>(sums, left, right);
-    multiply_parts<&Pair::finite_high, &Pair::middle>(sums, left, right);
-    multiply_parts<&Pair::high, &Pair::high>(sums, left, right);
+    float step[4] = {0, 0, 0, 0};
+    multiply_parts<&Pair::middle, &Pair::middle>(step, left, right);
+    multiply_parts<&Pair::low, &Pair::finite_high>(step, left, right);
+    multiply_parts<&Pair::finite_high, &Pair::low>(step, left, right);
+    multiply_parts<&Pair::middle, &Pair::finite_high>(step, left, right);
+    multiply_parts<&Pair::finite_high, &Pair::middle>(step, left, right);
+    multiply_parts<&Pair::high, &Pair::high>(step, left, right);
+    OCNET_UNROLL
+    for (int i = 0; i < 4; ++i) sums[i] += step[i];
   }
 
   // Channels t, t + 4 are the first pair of a step and t + 8, t + 12 the second, on both sides.
-  OCNET_DEVICE static Left row_operand(const SharedTile& rows, int first_row, int channel) {
+  OCNET_DEVICE static TilePlace row_place(const SharedTile& rows, int first_row) {
     const int lane = device::lane_index();
+    return matrix_place(rows, first_row + lane % 8, lane / 8);
+  }
+  OCNET_DEVICE static Left row_operand(const TilePlace& place, int channel) {
     uint32_t low[4];
     uint32_t high[4];
-    detail::load_four(low, rows, first_row + lane % 8, channel / 4 + lane / 8);
-    detail::load_four(high, rows, first_row + 8 + lane % 8, channel / 4 + lane / 8);
+    ptx::load_matrices(low, place.at(0, channel / 4));
+    ptx::load_matrices(high, place.at(8, channel / 4));
     return {{pair(low[0], low[1]), pair(high[0], high[1]), pair(low[2], low[3]),
              pair(high[2], high[3])}};
   }
 
-  OCNET_DEVICE static void column_operands(Right (&right)[2], const SharedTile& cols, int first_col,
+  OCNET_DEVICE static TilePlace column_place(const SharedTile& cols, int first_col) {
+    return row_place(cols, first_col);
+  }
+  OCNET_DEVICE static void column_operands(Right (&right)[2], const TilePlace& place, int col,
                                            int channel) {
-    const int lane = device::lane_index();
     OCNET_UNROLL
     for (int group = 0; group < 2; ++group) {
       uint32_t bits[4];
-      detail::load_four(bits, cols, first_col + group * 8 + lane % 8, channel / 4 + lane / 8);
+      ptx::load_matrices(bits, place.at(col + group * 8, channel / 4));
       right[group] = {{pair(bits[0], bits[1]), pair(bits[2], bits[3])}};
     }
   }
@@ -298,15 +404,16 @@ struct SplitMath {
              pair(high[2], high[3])}};
   }
 
-  OCNET_DEVICE static void token_operands(Right (&right)[2], const SharedTile& tile,
-                                          int first_token, int channel) {
-    const int lane = device::lane_index();
-    const int token = first_token + lane % 4 * 2;
+  OCNET_DEVICE static detail::NumberPlaces token_place(const SharedTile& tile) {
+    return detail::NumberPlaces(tile);
+  }
+  OCNET_DEVICE static void token_operands(Right (&right)[2], const detail::NumberPlaces& place,
+                                          int token, int channel) {
     OCNET_UNROLL
     for (int group = 0; group < 2; ++group) {
-      const int own = channel + group * 8 + lane / 4;
-      right[group] = {{pair(tile.number(token, own), tile.number(token + 1, own)),
-                       pair(tile.number(token + 8, own), tile.number(token + 9, own))}};
+      const int own = channel + group * 8;
+      right[group] = {{pair(place.first(token, own), place.second(token, own)),
+                       pair(place.first(token + 8, own), place.second(token + 8, own))}};
     }
   }
 };
@@ -324,12 +431,15 @@ OCNET_DEVICE void clear_sums(float (&sums)[kColumns][4]) {
 template <typename Math, int kCols>
 OCNET_DEVICE void multiply_rows(float (&sums)[kCols / 8][4], const SharedTile& rows, int first_row,
                                 const SharedTile& cols, int first_col, int channels) {
+  const auto row_place = Math::row_place(rows, first_row);
+  const auto column_place = Math::column_place(cols, first_col);
+  OCNET_UNROLL_BY(Math::kUnroll)
   for (int channel = 0; channel < channels; channel += Math::kDepth) {
-    const typename Math::Left left = Math::row_operand(rows, first_row, channel);
+    const typename Math::Left left = Math::row_operand(row_place, channel);
     OCNET_UNROLL
     for (int n = 0; n < kCols / 8; n += 2) {
       typename Math::Right right[2];
-      Math::column_operands(right, cols, first_col + n * 8, channel);
+      Math::column_operands(right, column_place, n * 8, channel);
       Math::multiply(sums[n], left, right[0]);
       Math::multiply(sums[n + 1], left, right[1]);
     }
@@ -337,22 +447,35 @@ OCNET_DEVICE void multiply_rows(float (&sums)[kCols / 8][4], const SharedTile& r
 }
 
 // Adds kTokens tokens of a tile, weighted; of their channels those from 0 to kWidth, or to
-// `channels` (a multiple of 16) if that is less.
-template <typename Math, int kTokens, int kWidth>
+// `channels` rounded up to kGroup if that is less. Of the tile, whole groups are read: larger ones
+// leave the compiler longer runs without a branch, in which loads go ahead of products.
+template <typename Math, int kTokens, int kWidth, int kGroup = 16>
 OCNET_DEVICE void accumulate_tokens(float (&sums)[kWidth / 8][4],
                                     const float (&weights)[kTokens / 8][4], const SharedTile& tile,
                                     int channels) {
+  static_assert(kGroup % 16 == 0, "two groups of 8 channels are read at a time");
+  const auto place = Math::token_place(tile);
   OCNET_UNROLL
   for (int step = 0; step < kTokens / Math::kTokenDepth; ++step) {
     const typename Math::Left left = Math::template weight_operand<kTokens>(weights, step);
     OCNET_UNROLL
     for (int n = 0; n < kWidth / 8; n += 2) {
-      if (n * 8 >= channels) break;
+      if (n * 8 % kGroup == 0 && n * 8 >= channels) break;
       typename Math::Right right[2];
-      Math::token_operands(right, tile, step * Math::kTokenDepth, n * 8);
+      Math::token_operands(right, place, step * Math::kTokenDepth, n * 8);
       Math::multiply(sums[n], left, right[0]);
       Math::multiply(sums[n + 1], left, right[1]);
     }
+  }
+}
+
+// Adds the weights of each row, rounded as accumulate_tokens rounds them: a column of ones. All
+// columns of `sums` come out equal.
+template <typename Math, int kTokens>
+OCNET_DEVICE void sum_weights(float (&sums)[4], const float (&weights)[kTokens / 8][4]) {
+  OCNET_UNROLL
+  for (int step = 0; step < kTokens / Math::kTokenDepth; ++step) {
+    Math::multiply(sums, Math::template weight_operand<kTokens>(weights, step), Math::ones());
   }
 }
 
@@ -362,15 +485,22 @@ template <typename T, int kColumns>
 OCNET_DEVICE void store_sums(const float (&sums)[kColumns][4], const TokenMatrix<T>& to,
                              int first_token, int first_channel, const float (&factors)[2]) {
   const int lane = device::lane_index();
+  const int own_channel = first_channel + lane % 4 * 2;
   OCNET_UNROLL
-  for (int n = 0; n < kColumns; ++n) {
+  for (int half = 0; half < 2; ++half) {
+    const int token = first_token + lane / 4 + half * 8;
+    if (token >= to.tokens) continue;
+    T* element = to.at(token, own_channel);
     OCNET_UNROLL
-    for (int i = 0; i < 4; ++i) {
-      const int token = first_token + lane / 4 + i / 2 * 8;
-      const int channel = first_channel + n * 8 + lane % 4 * 2 + i % 2;
-      if (token < to.tokens && channel < to.channels) {
-        *to.at(token, channel) = from_accumulator<T>(sums[n][i] * factors[i / 2]);
+    for (int n = 0; n < kColumns; ++n) {
+      OCNET_UNROLL
+      for (int i = 0; i < 2; ++i) {
+        if (own_channel + n * 8 + i < to.channels) {
+          element[i * to.channel_stride] =
+              from_accumulator<T>(sums[n][2 * half + i] * factors[half]);
+        }
       }
+      element += 8 * to.channel_stride;
     }
   }
 }

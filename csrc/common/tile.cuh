@@ -265,34 +265,6 @@ OCNET_DEVICE void store_accumulators(typename TileT::acc_t* accumulators,
   }
 }
 
-// Writes what rounding takes from factor[row] * accumulators: a second pass over the accumulators,
-// as cheap as the first next to the products before it.
-template <typename TileT, typename scalar_t>
-OCNET_DEVICE void store_residuals(typename TileT::acc_t* accumulators, typename TileT::acc_t* stage,
-                                  const TokenMatrix<scalar_t>& target, int first_row,
-                                  int first_chunk, int chunks,
-                                  const typename TileT::acc_t (&factor)[TileT::kMicro]) {
-  using acc_t = typename TileT::acc_t;
-  constexpr int kMicro = TileT::kMicro;
-  for (int chunk = 0; chunk < chunks; ++chunk) {
-    const ThreadAccumulators<TileT> own(accumulators, chunk);
-    OCNET_UNROLL
-    for (int i = 0; i < kMicro; ++i) {
-      auto pack = own.row(i);
-      OCNET_UNROLL
-      for (int j = 0; j < kMicro; ++j) {
-        const acc_t exact = pack.at[j] * factor[i];
-        pack.at[j] = exact - to_accumulator(from_accumulator<scalar_t>(exact));
-      }
-      own.row(i) = pack;
-    }
-  }
-  acc_t unit[kMicro];
-  OCNET_UNROLL
-  for (int i = 0; i < kMicro; ++i) unit[i] = 1;
-  store_accumulators<TileT>(accumulators, stage, target, first_row, first_chunk, chunks, unit);
-}
-
 // Combine over the 16 threads that share rows: half a warp. Every one of them gets the same bits.
 template <typename TileT>
 OCNET_DEVICE typename TileT::acc_t row_maximum(typename TileT::acc_t value) {

@@ -36,6 +36,7 @@ class TensorLauncher {
         launch_(function, current_stream(tensor.get_device_index())) {}
 
   size_t shared_limit() const { return launch_.shared_limit(); }
+  int multiprocessors() const { return launch_.multiprocessors(); }
   template <typename Params>
   void operator()(void (*kernel)(Params), const Grid& grid, const Params& params) const {
     launch_(kernel, grid, params);

@@ -27,7 +27,7 @@ from ocnet.engine.measure import OK, Job, Measurement, run_jobs
 from ocnet.engine.meters import device_name
 from ocnet.engine.run import pick_device
 from ocnet.engine.trainer import TrainResult, train, use_bf16
-from ocnet.engine.workload import FORMS, FORWARD, STEP, Workload
+from ocnet.engine.workload import FORMS, FORWARD, STEP, Call, Workload
 from ocnet.ops import Explanation, explain
 from ocnet.report.style import bytes_text, time_text
 
@@ -148,8 +148,10 @@ def cost_sentences(measurements: Sequence[Measurement]) -> list[str]:
     return told
 
 
-def _compare(workload: Workload, fused: Measurement, naive: Measurement) -> str:
-    parts = [f"At {workload.H} x {workload.W} tokens and {workload.E} channels a training step"]
+def _compare(workload: Call, fused: Measurement, naive: Measurement) -> str:
+    parts = [
+        f"At {workload.H} x {workload.W} tokens and {workload.channels} channels a training step"
+    ]
     if fused.saved_bytes and naive.saved_bytes:
         parts.append(
             f"keeps {bytes_text(fused.saved_bytes)} for backward with the fused op and "

@@ -319,7 +319,7 @@ def _sizes(measurements: Sequence[Measurement]) -> dict[int, str]:
 def _note(findings: Findings) -> str:
     workload = findings.measurements[0].workload
     return (
-        f"{findings.device}; {workload.dtype}, batch {workload.N}, {workload.E} channels, "
+        f"{findings.device}; {workload.dtype}, batch {workload.N}, {workload.channels} channels, "
         f"shared query and key; 'fused' is the back end '{findings.explanation.chosen}'"
     )
 

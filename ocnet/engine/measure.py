@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What attention costs on a device: fused, by the plain formula, and by torch's own kernel.
+"""What a call costs on a device: fused, by the plain formula, and by torch's own kernels.
 
 ``measure`` takes one (form, workload, phase) in this process; ``run_jobs`` takes many, in fresh
 processes where peak resident memory needs them. A call that does not fit is a result, not a crash.
@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ocnet.engine.gather_workload import GatherWorkload
 from ocnet.engine.meters import (
     PeakMeter,
     Timing,
@@ -26,12 +27,17 @@ from ocnet.engine.meters import (
     saved_bytes,
     time_call,
 )
-from ocnet.engine.workload import BACKWARD, FORWARD, PHASES, STEP, Form, Workload
+from ocnet.engine.workload import BACKWARD, FORWARD, PHASES, STEP, Call, Form, Workload
 
 OK, OUT_OF_MEMORY, TOO_LARGE = "ok", "out of memory", "too large"
 REFUSED, FAILED = "refused", "failed"
 
 _HEADROOM = 0.9
+
+
+def call_of(record: dict[str, Any]) -> Call:
+    """Rebuild a workload from its record; those of attention do not name their op."""
+    return GatherWorkload(**record) if "op" in record else Workload(**record)
 
 
 @dataclass(frozen=True)
@@ -52,7 +58,7 @@ class Measurement:
         predicted_bytes: The peak foreseen from the sizes alone.
     """
 
-    workload: Workload
+    workload: Call
     form: str
     phase: str
     status: str
@@ -65,20 +71,22 @@ class Measurement:
 
     def to_record(self) -> dict[str, Any]:
         """Return nested plain values, ready for JSON."""
-        return asdict(self)
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        time = None if self.time is None else asdict(self.time)
+        return values | {"workload": self.workload.to_record(), "time": time}
 
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> "Measurement":
         """Rebuild from :meth:`to_record`'s result."""
         values = {field.name: record[field.name] for field in fields(cls)}
-        values["workload"] = Workload(**values["workload"])
+        values["workload"] = call_of(values["workload"])
         if values["time"] is not None:
             values["time"] = Timing(**values["time"])
         return cls(**values)
 
 
 def measure(
-    form: Form, workload: Workload, phase: str, *, budget_s: float = 1.0, least: int = 3
+    form: Form, workload: Call, phase: str, *, budget_s: float = 1.0, least: int = 3
 ) -> Measurement:
     """Measure one phase of one form in this process.
 
@@ -120,20 +128,21 @@ def measure(
 
 
 def _measure(
-    form: Form, workload: Workload, phase: str, predicted: int, budget_s: float, least: int
+    form: Form, workload: Call, phase: str, predicted: int, budget_s: float, least: int
 ) -> Measurement:
     device = torch.device(workload.device)
-    query, key, value, grad_out = workload.inputs()
-    wanted = (query, value) if key is query else (query, key, value)
+    *arguments, grad_out = workload.inputs()
+    # A shared key is the query, and wanted once.
+    wanted = tuple({id(tensor): tensor for tensor in arguments}.values())
     for tensor in wanted:
         tensor.requires_grad_(phase != FORWARD)
 
     def forward(_: object = None) -> Tensor:
-        return form.attention(query, key, value)
+        return form.compute(*arguments)
 
     def backward(out: object) -> tuple[Tensor, ...]:
         if not isinstance(out, Tensor):
-            raise TypeError(f"{form.name}: attention must return a tensor, got {type(out)}")
+            raise TypeError(f"{form.name}: the form must return a tensor, got {type(out)}")
         return torch.autograd.grad(out, wanted, grad_out)
 
     def step(_: object = None) -> tuple[Tensor, ...]:
@@ -195,7 +204,7 @@ class Job:
     """One measurement to make: a form, a workload, a phase, and how long to repeat it."""
 
     form: Form
-    workload: Workload
+    workload: Call
     phase: str
     budget_s: float = 1.0
     least: int = 3
@@ -211,7 +220,7 @@ class Job:
         return {
             "provider": self.form.provider,
             "form": self.form.name,
-            "workload": asdict(self.workload),
+            "workload": self.workload.to_record(),
             "phase": self.phase,
             "budget_s": self.budget_s,
             "least": self.least,
@@ -221,7 +230,7 @@ class Job:
     def from_record(cls, record: dict[str, Any]) -> "Job":
         """Rebuild from :meth:`to_record`'s result, importing the form's provider."""
         form = importlib.import_module(record["provider"]).FORMS[record["form"]]
-        workload = Workload(**record["workload"])
+        workload = call_of(record["workload"])
         return cls(form, workload, record["phase"], record["budget_s"], record["least"])
 
 

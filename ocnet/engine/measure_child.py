@@ -10,7 +10,7 @@ import sys
 import torch
 
 from ocnet.engine.measure import RESULT_MARK, Job, measure
-from ocnet.engine.workload import STEP, Workload
+from ocnet.engine.workload import STEP
 
 
 def main(argv: list[str]) -> int:
@@ -19,8 +19,7 @@ def main(argv: list[str]) -> int:
     torch.set_num_threads(request["threads"])
     jobs = [Job.from_record(record) for record in request["jobs"]]
     # Load libraries and start threads before any memory is counted.
-    small = Workload(N=1, H=4, W=4, dtype=jobs[0].workload.dtype)
-    measure(jobs[0].form, small, STEP, budget_s=0)
+    measure(jobs[0].form, jobs[0].workload.small(), STEP, budget_s=0)
     for job in jobs:
         print(RESULT_MARK + json.dumps(job.run().to_record()), flush=True)
     return 0

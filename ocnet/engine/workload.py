@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: MIT
-"""One call of attention as sizes, and the ways to compute it."""
+"""One call of an op as sizes, and the ways to compute it; here those of attention."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from typing import Any, ClassVar, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ocnet.ops import oc_attention
+from ocnet.ops.oc_attention.flops import backward_flops, forward_flops
 from ocnet.ops.oc_attention.problem import DTYPES
 from ocnet.ops.oc_attention.reference import naive_attention
 
@@ -16,7 +18,110 @@ FORWARD, BACKWARD, STEP = "forward", "backward", "step"
 PHASES = (FORWARD, BACKWARD, STEP)
 
 _DTYPES = tuple(str(dtype).removeprefix("torch.") for dtype in DTYPES)
-Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+class Call(Protocol):
+    """Sizes and kinds of one call of an op: what measuring needs to know of it.
+
+    Attributes:
+        arguments: Names of the tensors that the op takes, in order.
+    """
+
+    arguments: ClassVar[tuple[str, ...]]
+
+    @property
+    def N(self) -> int:
+        """Batch size."""
+        ...
+
+    @property
+    def H(self) -> int:
+        """Rows of the map."""
+        ...
+
+    @property
+    def W(self) -> int:
+        """Columns of the map."""
+        ...
+
+    @property
+    def L(self) -> int:
+        """Positions of the map."""
+        ...
+
+    @property
+    def channels(self) -> int:
+        """Channels of the first argument."""
+        ...
+
+    @property
+    def dtype(self) -> str:
+        """Name of the dtype of all tensors."""
+        ...
+
+    @property
+    def device(self) -> str:
+        """``"cpu"`` or ``"cuda"``."""
+        ...
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of one element."""
+        ...
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """The dtype as torch names it."""
+        ...
+
+    @property
+    def weights(self) -> int:
+        """Softmax weights, which the plain formula holds."""
+        ...
+
+    def io_bytes(self, phase: str) -> int:
+        """Return the least bytes a phase must move."""
+        ...
+
+    def flops(self, phase: str) -> int:
+        """Return the multiply-adds of a phase, counted as two operations each."""
+        ...
+
+    def result_bytes(self, phase: str) -> int:
+        """Return the bytes of what a phase hands back."""
+        ...
+
+    def inputs(self, seed: int = 0) -> tuple[Tensor, ...]:
+        """Make the arguments, and then a gradient of the output."""
+        ...
+
+    def on(self, device: str, dtype: str) -> "Call":
+        """Return the same call on another device, in another dtype."""
+        ...
+
+    def small(self) -> "Call":
+        """Return a call of the same kind that costs nothing."""
+        ...
+
+    def to_record(self) -> dict[str, Any]:
+        """Return plain values, which :func:`ocnet.engine.measure.call_of` reads."""
+        ...
+
+
+def check_dtype(kind: str, dtype: str) -> None:
+    """Refuse a name that is no dtype of the ops.
+
+    Raises:
+        ValueError: It is none.
+    """
+    if dtype not in _DTYPES:
+        raise ValueError(f"{kind}: dtype must be of {', '.join(_DTYPES)}, got {dtype}")
+
+
+def placed(cpu_map: Tensor, call: Any) -> Tensor:
+    """Return a map in the device, dtype and layout of a call."""
+    dense = torch.channels_last if call.layout == "channels_last" else torch.contiguous_format
+    return cpu_map.to(call.device, call.torch_dtype).contiguous(memory_format=dense)
 
 
 @dataclass(frozen=True)
@@ -37,6 +142,8 @@ class Workload:
         shared: Whether query and key are one tensor, as in OCNet.
     """
 
+    arguments: ClassVar[tuple[str, ...]] = ("query", "key", "value")
+
     N: int
     H: int
     W: int
@@ -51,8 +158,7 @@ class Workload:
 
     def __post_init__(self) -> None:
         """Refuse sizes that make no call."""
-        if self.dtype not in _DTYPES:
-            raise ValueError(f"Workload: dtype must be of {', '.join(_DTYPES)}, got {self.dtype}")
+        check_dtype("Workload", self.dtype)
         if min(self.N, self.H, self.W, self.E, self.Ev) < 1:
             raise ValueError(f"Workload: sizes must be at least 1, got {self}")
         if (self.Hk == 0) != (self.Wk == 0) or (self.shared and self.Hk):
@@ -81,6 +187,28 @@ class Workload:
         found: torch.dtype = getattr(torch, self.dtype)
         return found
 
+    @property
+    def channels(self) -> int:
+        """Channels of query and key."""
+        return self.E
+
+    @property
+    def weights(self) -> int:
+        """Softmax weights, which the plain formula holds."""
+        return self.N * self.L * self.S
+
+    def on(self, device: str, dtype: str) -> "Workload":
+        """Return the same call on another device, in another dtype."""
+        return replace(self, device=device, dtype=dtype)
+
+    def small(self) -> "Workload":
+        """Return a call of the same kind that costs nothing."""
+        return Workload(N=1, H=4, W=4, dtype=self.dtype, device=self.device)
+
+    def to_record(self) -> dict[str, Any]:
+        """Return plain values, ready for JSON."""
+        return asdict(self)
+
     def io_bytes(self, phase: str) -> int:
         """Return the least bytes a phase must move: inputs read once, results written once.
 
@@ -95,17 +223,9 @@ class Workload:
         return {FORWARD: forward, BACKWARD: backward, STEP: forward + backward}[phase]
 
     def flops(self, phase: str) -> int:
-        """Return the multiply-adds of a phase, counted as two operations each.
-
-        Forward: the scores and the weighted sum. Backward: the scores again, their gradient, and one
-        product for each of the three gradients; with shared keys the symmetric form, which forms one
-        gradient of query and key from two products of value width.
-        """
-        pair = 2 * self.N * self.L * self.S
-        forward = pair * (self.E + self.Ev)
-        backward = pair * (3 * self.E + 2 * self.Ev)
-        if self.shared:
-            backward = min(backward, pair * (2 * self.E + 3 * self.Ev))
+        """Return the multiply-adds of a phase, counted as two operations each."""
+        sizes = self.N, self.L, self.S, self.E, self.Ev
+        forward, backward = forward_flops(*sizes), backward_flops(*sizes, shared=self.shared)
         return {FORWARD: forward, BACKWARD: backward, STEP: forward + backward}[phase]
 
     def result_bytes(self, phase: str) -> int:
@@ -127,52 +247,50 @@ class Workload:
         def noise(channels: int, rows: int, columns: int) -> Tensor:
             return torch.randn(self.N, channels, rows, columns, generator=generator)
 
-        def placed(cpu_map: Tensor) -> Tensor:
-            dense = (
-                torch.channels_last if self.layout == "channels_last" else torch.contiguous_format
-            )
-            return cpu_map.to(self.device, self.torch_dtype).contiguous(memory_format=dense)
-
         rows, columns = (self.Hk, self.Wk) if self.Hk else (self.H, self.W)
-        query = placed(F.leaky_relu_(noise(self.E, self.H, self.W), 0.01))
-        key = query if self.shared else placed(F.leaky_relu_(noise(self.E, rows, columns), 0.01))
-        value = placed(F.leaky_relu_(noise(self.Ev, rows, columns), 0.01))
-        return query, key, value, placed(noise(self.Ev, self.H, self.W))
+        query = placed(F.leaky_relu_(noise(self.E, self.H, self.W), 0.01), self)
+        key = (
+            query
+            if self.shared
+            else placed(F.leaky_relu_(noise(self.E, rows, columns), 0.01), self)
+        )
+        value = placed(F.leaky_relu_(noise(self.Ev, rows, columns), 0.01), self)
+        return query, key, value, placed(noise(self.Ev, self.H, self.W), self)
 
 
-def _no_refusal(workload: Workload) -> str:
+def _no_refusal(workload: Any) -> str:
     return ""
 
 
-def _never(workload: Workload) -> bool:
+def _never(workload: Any) -> bool:
     return False
 
 
 @dataclass(frozen=True)
 class Form:
-    """One way to compute attention.
+    """One way to compute an op.
 
     Attributes:
         name: Its name in tables.
-        attention: The function of query, key and value maps.
+        compute: The function of the op's tensors.
         refuses: A sentence when the form cannot take a workload, else an empty string.
-        builds_matrix: Whether it holds ``L x S`` weights for a workload; used to predict its memory.
+        builds_matrix: Whether it holds all weights of a workload; used to predict its memory.
         provider: Module with a ``FORMS`` table that has this form, for the fresh process to import.
     """
 
     name: str
-    attention: Attention
-    refuses: Callable[[Workload], str] = _no_refusal
-    builds_matrix: Callable[[Workload], bool] = _never
+    compute: Callable[..., Tensor]
+    refuses: Callable[[Any], str] = _no_refusal
+    builds_matrix: Callable[[Any], bool] = _never
     provider: str = "ocnet.engine.workload"
 
-    def predicted_bytes(self, workload: Workload, phase: str) -> int:
+    def predicted_bytes(self, workload: Call, phase: str) -> int:
         """Predict the peak beyond the inputs: results, and two (forward) or three matrices."""
         results = workload.result_bytes(phase)
         if not self.builds_matrix(workload):
             return results
         matrices = 2 if phase == FORWARD else 3
-        return results + matrices * workload.N * workload.L * workload.S * workload.itemsize
+        return results + matrices * workload.weights * workload.itemsize
 
 
 def _sdpa(query: Tensor, key: Tensor, value: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from ocnet.ops.oc_attention import (
     attention_rows,
     oc_attention,
 )
+from ocnet.ops.spatial_gather import spatial_gather
 
 __all__ = [
     "Explanation",
@@ -18,4 +19,5 @@ __all__ = [
     "explain",
     "keep_outputs_policy",
     "oc_attention",
+    "spatial_gather",
 ]

@@ -10,12 +10,17 @@ import torch
 from torch import Tensor
 
 from benchmarks import baselines, gate, rates, report, run
-from benchmarks.cases import CASES, QUICK, select
+from benchmarks.cases import CASES, QUICK, Case, select
+from ocnet.engine.gather_workload import GatherWorkload
 from ocnet.engine.workload import Form, Workload
 from ocnet.ops.oc_attention.problem import MAX_CHANNELS
 from ocnet.ops.oc_attention.reference import naive_attention
+from ocnet.ops.spatial_gather.problem import MAX_CHANNELS as MAX_GATHERED
+from ocnet.ops.spatial_gather.problem import MAX_REGIONS
+from ocnet.ops.spatial_gather.reference import naive_gather
 
 SMALL = Workload(2, 6, 7, E=16, Ev=24)
+GATHER = GatherWorkload(2, 6, 7, C=16, K=5)
 pytestmark = pytest.mark.filterwarnings("ignore:oc_attention. no compiled back end")
 
 
@@ -26,7 +31,11 @@ def test_cases_are_distinct_and_legal() -> None:
         for device in ("cpu", "cuda"):
             for workload in case.on(device):
                 assert workload.device == device
-                assert max(workload.E, workload.Ev) <= MAX_CHANNELS
+                if isinstance(workload, GatherWorkload):
+                    assert workload.C <= MAX_GATHERED
+                    assert workload.K <= MAX_REGIONS
+                else:
+                    assert max(workload.E, workload.Ev) <= MAX_CHANNELS
                 assert workload.io_bytes("step") > 0
 
 
@@ -73,6 +82,34 @@ def test_right_forms_pass_the_gate(name: str, dtype: str, shared: bool) -> None:
     assert verdict.ok, verdict
 
 
+@pytest.mark.parametrize("name", ["fused", "fused:reference", "naive"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
+def test_right_gathers_pass_the_gate(name: str, dtype: str) -> None:
+    workload = GATHER.on("cpu", dtype)
+    verdict = gate.check(baselines.forms_of(workload)[name], gate.Expected.of(workload))
+    assert verdict.ok, verdict
+
+
+def gathered_off_in_one_region(features: Tensor, logits: Tensor) -> Tensor:
+    wrong = torch.ones(logits.shape[1], 1)
+    wrong[2] = 1.001
+    return wrong * naive_gather(features, logits)
+
+
+def no_gradient_to_logits(features: Tensor, logits: Tensor) -> Tensor:
+    return naive_gather(features, logits.detach()) + 0 * logits.sum()
+
+
+@pytest.mark.parametrize(
+    ("gather", "worst"),
+    [(gathered_off_in_one_region, None), (no_gradient_to_logits, "grad_logits")],
+)
+def test_wrong_gathers_do_not_pass_the_gate(gather: Any, worst: str | None) -> None:
+    verdict = gate.check(Form("planted", gather), gate.Expected.of(GATHER))
+    assert not verdict.ok
+    assert worst is None or verdict.worst == worst
+
+
 def off_in_scale(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return 1.001 * naive_attention(query, key, value)
 
@@ -116,6 +153,16 @@ def test_forms_refuse_with_a_sentence() -> None:
     assert forms["fused"].refuses(SMALL) == ""
     assert baselines.backend_of("fused:reference", SMALL) == "reference"
     assert baselines.backend_of("naive", SMALL) is None
+    gathers = baselines.forms_of(GATHER)
+    assert "CUDA tensors" in gathers["fused:cuda"].refuses(GATHER)
+    assert "1024 channels" in gathers["fused:cpu"].refuses(GatherWorkload(1, 2, 2, C=1025))
+    assert gathers["fused"].refuses(GATHER) == ""
+    assert baselines.backend_of("fused:reference", GATHER) == "reference"
+    assert baselines.backend_of("naive", GATHER) is None
+
+
+def test_every_way_to_gather_can_be_asked_for_by_name() -> None:
+    assert baselines.forms_of(GATHER).keys() < baselines.FORMS.keys()
 
 
 def test_floor_is_the_longer_of_compute_and_memory() -> None:
@@ -124,6 +171,9 @@ def test_floor_is_the_longer_of_compute_and_memory() -> None:
     assert measured.floor_ms(base, "forward") == (pytest.approx(0.918, abs=1e-3), "compute")
     regions = Workload(4, 97, 97, Hk=1, Wk=19, shared=False, dtype="bfloat16")
     assert measured.floor_ms(regions, "forward") == (pytest.approx(0.009, abs=1e-3), "memory")
+    # 9409 positions of 512 channels and 19 logits, read once
+    gathered = GatherWorkload(4, 97, 97, dtype="bfloat16")
+    assert measured.floor_ms(gathered, "forward") == (pytest.approx(0.0093, abs=1e-4), "memory")
 
 
 def rows_of(path: Path) -> list[dict[str, Any]]:
@@ -190,6 +240,25 @@ def test_rows_and_table(
     assert "### tiny-24, float32" in table
     assert table.count("| flex | all |") == 1
     assert "1.00 x" in table
+
+
+def test_rows_and_table_of_a_gather(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "run_jobs", lambda jobs: (job.run() for job in jobs))
+    monkeypatch.setattr(
+        run, "select", lambda *_: [Case("small", "a net", GATHER, cpu=("float32",))]
+    )
+    out = tmp_path / "rows.jsonl"
+    words = ["--quick", "--phases", "step", "--forms", "fused", "sdpa", "naive", "--out", str(out)]
+    assert run.main(words) == 0
+    rows = rows_of(out)
+    # There is no such kernel of torch's for it.
+    assert [(r["form"], r["status"]) for r in rows] == [("fused", "ok"), ("naive", "ok")]
+    assert rows[0]["workload"] == GATHER.to_record()
+    assert rows[1]["saved_extra_bytes"] >= 4 * GATHER.weights
+    assert report.main([str(out)]) == 0
+    assert "N 2, 6 x 7, C 16, 5 regions, channels_last." in capsys.readouterr().out
 
 
 def test_table_takes_the_last_row_of_each_kind(tmp_path: Path) -> None:

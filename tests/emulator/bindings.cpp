@@ -14,14 +14,15 @@ PYBIND11_MODULE(ocnet_emulator, module) {
   using namespace ocnet::emulator;
   module.def(
       "configure",
-      [](uint64_t seed, size_t shared_limit, int64_t traced_block) {
-        settings() = {seed, shared_limit, traced_block};
+      [](uint64_t seed, size_t shared_limit, int64_t traced_block, int multiprocessors) {
+        settings() = {seed, shared_limit, traced_block, multiprocessors};
         launch_records().clear();
         trace_lines().clear();
         detach_all();
       },
       py::arg("seed") = Settings{}.seed, py::arg("shared_limit") = Settings{}.shared_limit,
       py::arg("traced_block") = Settings{}.traced_block,
+      py::arg("multiprocessors") = Settings{}.multiprocessors,
       "Sets how later launches run, and forgets those before.");
   py::class_<LaunchRecord>(module, "LaunchRecord")
       .def_readonly("kernel", &LaunchRecord::kernel)

@@ -36,6 +36,7 @@ struct Settings {
   uint64_t seed = 0;
   size_t shared_limit = 227 * 1024;  // sm_90
   int64_t traced_block = -1;
+  int multiprocessors = 132;  // H100, H200
 };
 
 struct LaunchRecord {

@@ -67,6 +67,10 @@ unsigned char __tsan_atomic8_load(const volatile unsigned char* from, int) {
 unsigned __tsan_atomic32_load(const volatile unsigned* from, int) {
   return __atomic_load_n(from, __ATOMIC_SEQ_CST);
 }
+int __tsan_atomic32_compare_exchange_weak(volatile unsigned* to, unsigned* expected, unsigned value,
+                                          int, int) {
+  return __atomic_compare_exchange_n(to, expected, value, true, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
+}
 unsigned __tsan_atomic32_fetch_add(volatile unsigned* to, unsigned value, int) {
   return __atomic_fetch_add(to, value, __ATOMIC_SEQ_CST);
 }

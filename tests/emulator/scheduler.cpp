@@ -395,6 +395,7 @@ void launch(const Launch& launch, void (*run)(const void*), const void* context)
 }
 
 size_t shared_limit() { return settings().shared_limit; }
+int multiprocessors() { return settings().multiprocessors; }
 
 void attach(const char* name, const void* data, size_t bytes, bool writable) {
   GlobalBuffer buffer;

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from ocnet.engine import measure as measuring
 from ocnet.engine import meters
+from ocnet.engine.gather_workload import FORMS as GATHER_FORMS
+from ocnet.engine.gather_workload import GatherWorkload
 from ocnet.engine.measure import Job, Measurement, measure, run_jobs
 from ocnet.engine.meters import PeakMeter, saved_bytes, time_call
 from ocnet.engine.workload import FORMS, Form, Workload
@@ -133,6 +135,33 @@ def test_costs_are_those_of_the_study() -> None:
     assert separate.flops("backward") == 2 * 4 * 9409 * 19 * (3 * 256 + 2 * 256)
 
 
+def test_costs_of_gathering_are_those_of_its_tensors() -> None:
+    call = GatherWorkload(4, 97, 97, K=19, dtype="bfloat16")
+    features, logits, context = 4 * 9409 * 512, 4 * 9409 * 19, 4 * 512 * 19
+    sums = 4 * 4 * 19
+    assert call.io_bytes("forward") == 2 * (features + logits + context) + sums
+    assert call.io_bytes("backward") == 4 * (features + logits + context) + sums
+    assert call.flops("forward") == 2 * 4 * 9409 * 19 * 512
+    assert call.flops("step") == 3 * call.flops("forward")
+    assert call.result_bytes("step") == 2 * (features + logits + context)
+
+
+def test_a_gather_is_measured_as_attention_is() -> None:
+    call = GatherWorkload(2, 5, 7, C=8, K=3)
+    fused, naive = (measure(GATHER_FORMS[name], call, "step", budget_s=0) for name in GATHER_FORMS)
+    context, sums = 4 * 2 * 8 * 3, 4 * 2 * 3
+    assert fused.status == naive.status == "ok"
+    assert fused.saved_extra_bytes == context + sums
+    assert naive.saved_extra_bytes == 4 * call.weights
+    assert Measurement.from_record(json.loads(json.dumps(fused.to_record()))) == fused
+
+
+@pytest.mark.parametrize("change", [{"H": 0}, {"K": 0}, {"C": 0}, {"dtype": "int8"}], ids=str)
+def test_sizes_that_make_no_gather_are_refused(change: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="GatherWorkload: "):
+        GatherWorkload(**({"N": 1, "H": 2, "W": 2} | change))
+
+
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
 def test_inputs_have_the_layout_asked_for(layout: str) -> None:
     workload = Workload(2, 3, 4, E=8, Ev=16, dtype="bfloat16", layout=layout)
@@ -159,7 +188,7 @@ def test_sdpa_form_computes_the_same(shared: bool) -> None:
     keys = {} if shared else {"Hk": 2, "Wk": 9}
     workload = Workload(2, 5, 7, E=8, Ev=8, dtype="float64", shared=shared, **keys)
     query, key, value, _ = workload.inputs()
-    got = FORMS["sdpa"].attention(query, key, value)
+    got = FORMS["sdpa"].compute(query, key, value)
     torch.testing.assert_close(got, naive_attention(query, key, value))
 
 

@@ -6,8 +6,10 @@ import torch
 
 from ocnet.ops import _extension
 from ocnet.ops._backends import SUPPORTED
-from ocnet.ops.oc_attention import cuda_backend
-from ocnet.ops.oc_attention.problem import refuse_common
+from ocnet.ops.oc_attention import cuda_backend as attention_cuda
+from ocnet.ops.oc_attention.problem import refuse_common as refuse_attention
+from ocnet.ops.spatial_gather import cuda_backend as gather_cuda
+from ocnet.ops.spatial_gather.problem import refuse_common as refuse_gather
 
 DEVICES = {"reference": "cpu", "cpu": "cpu", "triton": "cuda", "cuda": "cuda", "emulated": "cpu"}
 SUBJECTS = [
@@ -36,12 +38,13 @@ def backend(subject: str, request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def _emulated_cuda_backend(emulator, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The CUDA back end takes CPU tensors, and calls the ops of the emulator."""
+    """The CUDA back ends take CPU tensors, and call the ops of the emulator."""
     emulator.configure()
-    monkeypatch.setattr(cuda_backend._BACKEND, "_half", "emulated")
-    monkeypatch.setattr(
-        cuda_backend, "supports", lambda problem: refuse_common(problem, "cpu") or SUPPORTED
-    )
+    for backend, refuse in ((attention_cuda, refuse_attention), (gather_cuda, refuse_gather)):
+        monkeypatch.setattr(backend._BACKEND, "_half", "emulated")
+        monkeypatch.setattr(
+            backend, "supports", lambda problem, refuse=refuse: refuse(problem, "cpu") or SUPPORTED
+        )
 
 
 @pytest.fixture

@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: MIT
+// delta of the backward of pixel-wise attention: the softmax's mean of the gradients of its
+// weights. No torch headers.
+#pragma once
+
+#include <type_traits>
+
+#include "common/device.cuh"
+#include "common/launch.cuh"
+#include "common/math.h"
+#include "common/ptx/arithmetic.cuh"
+#include "common/tokens.h"
+
+namespace ocnet {
+
+template <typename scalar_t>
+struct DeltaParams {
+  TokenMatrix<const scalar_t> grad_out;  // (N, L, Ev), any strides, as the other two
+  TokenMatrix<const scalar_t> out;       // (N, L, Ev)
+  TokenMatrix<const scalar_t> residual;  // (N, L, Ev); data is null where there is none
+  accumulator_t<scalar_t>* delta;        // (N, L), contiguous
+  bool tf32;  // grad_out is rounded as the products of the other kernels round it
+  BlockPlan plan;
+};
+
+// A rounded gradient has to be rounded here too: where the softmax is peaked, dP - delta is the
+// small difference of two products with it.
+template <typename scalar_t>
+OCNET_DEVICE accumulator_t<scalar_t> delta_operand(scalar_t gradient, bool tf32) {
+  const accumulator_t<scalar_t> wide = to_accumulator(gradient);
+  if constexpr (std::is_same_v<scalar_t, float>) {
+    if (tf32) return detail::bit_cast<float>(ptx::round_to_tf32(wide));
+  }
+  return wide;
+}
+
+// delta[n][l] = <grad_out_l, out_l + residual_l>, but NaN when grad_out_l has an infinity: then dP
+// has one at every key, and dP - sum(P * dP), for which delta stands, is NaN at every key.
+//
+// Grid: (image, tile of 32 tokens); 256 threads, 8 per token. Thread p of a token sums channels p,
+// p + 8, ... in fp32 (fp64); the 8 sums are added in order. Lanes walk the contiguous axis.
+// Shared memory: sizeof(acc) * 256 bytes.
+template <typename scalar_t>
+OCNET_KERNEL(256, 4)
+oc_attention_bwd_delta_kernel(DeltaParams<scalar_t> params) {
+  using acc_t = accumulator_t<scalar_t>;
+  constexpr int kTokens = 32;
+  constexpr int kParts = 8;
+  acc_t* const partial = device::shared_memory<acc_t>();  // (kParts, kTokens)
+
+  const BlockPlace place = locate_block(params.plan, device::block_index(), kTokens);
+  const auto grad_out = params.grad_out.image(place.image);
+  const auto out = params.out.image(place.image);
+  const auto residual = params.residual.image(place.image);
+  const int thread = device::thread_index();
+  const bool along_tokens = out.token_stride <= out.channel_stride;
+  const int local = along_tokens ? thread % kTokens : thread / kParts;
+  const int part = along_tokens ? thread / kTokens : thread % kParts;
+  const int token = place.first_row + local;
+
+  acc_t sum = 0;
+  if (token < out.tokens) {
+    for (int channel = part; channel < out.channels; channel += kParts) {
+      const acc_t gradient = delta_operand(*grad_out.at(token, channel), params.tf32);
+      acc_t context = to_accumulator(*out.at(token, channel));
+      if (residual.data != nullptr) context += to_accumulator(*residual.at(token, channel));
+      sum += gradient * context + zero_if_finite(gradient);
+    }
+  }
+  partial[part * kTokens + local] = sum;
+  device::barrier();
+
+  const int owned = place.first_row + thread;
+  if (thread < kTokens && owned < out.tokens) {
+    acc_t total = 0;
+    OCNET_UNROLL
+    for (int i = 0; i < kParts; ++i) total += partial[i * kTokens + thread];
+    params.delta[place.image * out.tokens + owned] = total;
+  }
+}
+
+template <typename scalar_t, typename Launch>
+void launch_oc_attention_bwd_delta(DeltaParams<scalar_t> params, int64_t images,
+                                   const Launch& launch) {
+  params.plan = plan_blocks(images, params.out.tokens, 32, 1, 256 * sizeof(accumulator_t<scalar_t>),
+                            1, launch.shared_limit());
+  launch(oc_attention_bwd_delta_kernel<scalar_t>,
+         Grid{params.plan.blocks, 256, params.plan.shared_bytes}, params);
+}
+
+}  // namespace ocnet

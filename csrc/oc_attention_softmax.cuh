@@ -1,0 +1,134 @@
+// SPDX-License-Identifier: MIT
+// The streamed softmax of the 16 rows of a warp, whose scores lie as mma.sync leaves them
+// (common/mma_tile.cuh).
+#pragma once
+
+#include "common/mma_tile.cuh"
+
+namespace ocnet {
+
+constexpr double kLog2E = 1.44269504088896340736;
+constexpr float kLn2 = 0.693147180559945309417f;
+
+// A row's reference is raised only when its maximum has grown by more than this power of two (lazy
+// rescaling, FlashAttention-4). Weights reach at most 2^8, far from the end of any dtype.
+constexpr float kLazyGrowth = 8;
+
+// Rows g and g + 8, of which the four lanes of a quad have every fourth pair of columns. Powers are
+// of two: weights are 2^(scale_log2 * score - reference).
+struct SoftmaxRows {
+  float maximum[2] = {negative_infinity<float>(), negative_infinity<float>()};
+  // Of this lane's weights: exact, for lse.
+  float total[2] = {0, 0};
+  // Of all weights as the product with the values saw them: what its sums are divided by. With a
+  // peaked softmax the rounding of the largest weight cancels so, and would not otherwise; the
+  // gradient of the queries is a small difference in which it would be most of the result.
+  float rounded[4] = {0, 0, 0, 0};
+
+  // Scores become weights, of which those from `keys` on are 0; the sums of earlier tiles are
+  // rescaled where a reference is raised. A NaN reaches its row through its weight.
+  template <int kCols, int kColumns>
+  OCNET_DEVICE void weigh(float (&scores)[kCols / 8][4], float scale_log2, int keys,
+                          float (&sums)[kColumns][4]) {
+    const bool is_ragged = keys < kCols;
+    float top[2];
+    if (is_ragged) {
+      row_maxima<kCols, true>(top, scores, scale_log2, keys);
+    } else {
+      row_maxima<kCols, false>(top, scores, scale_log2, keys);
+    }
+    raise(top, sums);
+    const float reference[2] = {softmax_reference(maximum[0]), softmax_reference(maximum[1])};
+    OCNET_UNROLL
+    for (int n = 0; n < kCols / 8; ++n) {
+      OCNET_UNROLL
+      for (int i = 0; i < 4; ++i) {
+        scores[n][i] = ptx::exp2_approx(std::fma(scores[n][i], scale_log2, -reference[i / 2]));
+      }
+    }
+    if (is_ragged) clear_padding<kCols>(scores, keys);
+    OCNET_UNROLL
+    for (int n = 0; n < kCols / 8; ++n) {
+      OCNET_UNROLL
+      for (int i = 0; i < 4; ++i) total[i / 2] += scores[n][i];
+    }
+  }
+
+  // Counts the weights of a tile as a product with them rounds them.
+  template <typename Math, int kCols>
+  OCNET_DEVICE void count_rounded(const float (&weights)[kCols / 8][4]) {
+    if constexpr (Math::kRoundsWeights) sum_weights<Math, kCols>(rounded, weights);
+  }
+
+  // After the last tile: totals of whole rows, in every lane of a quad.
+  template <typename Math>
+  OCNET_DEVICE void finish() {
+    OCNET_UNROLL
+    for (int r = 0; r < 2; ++r) {
+      total[r] += device::shuffle_xor(total[r], 1);
+      total[r] += device::shuffle_xor(total[r], 2);
+      if constexpr (!Math::kRoundsWeights) rounded[2 * r] = total[r];
+    }
+  }
+  // What sums over values are divided by.
+  OCNET_DEVICE float divisor(int r) const { return rounded[2 * r]; }
+
+ private:
+  // The first of this lane's columns in a tile; pair n is 8 n further on.
+  OCNET_DEVICE static int first_column() { return device::lane_index() % 4 * 2; }
+
+  template <int kCols, bool kRagged>
+  OCNET_DEVICE static void row_maxima(float (&top)[2], const float (&scores)[kCols / 8][4],
+                                      float scale_log2, int keys) {
+    const int left = keys - first_column();
+    top[0] = top[1] = negative_infinity<float>();
+    OCNET_UNROLL
+    for (int n = 0; n < kCols / 8; ++n) {
+      OCNET_UNROLL
+      for (int i = 0; i < 4; ++i) {
+        const bool valid = !kRagged || n * 8 + i % 2 < left;
+        top[i / 2] = masked_maximum(top[i / 2], scores[n][i] * scale_log2, valid);
+      }
+    }
+    OCNET_UNROLL
+    for (int r = 0; r < 2; ++r) {
+      top[r] = ocnet::maximum(top[r], device::shuffle_xor(top[r], 1));
+      top[r] = ocnet::maximum(top[r], device::shuffle_xor(top[r], 2));
+    }
+  }
+
+  template <int kCols>
+  OCNET_DEVICE static void clear_padding(float (&weights)[kCols / 8][4], int keys) {
+    const int left = keys - first_column();
+    OCNET_UNROLL
+    for (int n = 0; n < kCols / 8; ++n) {
+      OCNET_UNROLL
+      for (int i = 0; i < 4; ++i) {
+        if (n * 8 + i % 2 >= left) weights[n][i] = 0;
+      }
+    }
+  }
+
+  // A row's results depend on its own scores only, whatever other rows of the warp need.
+  template <int kColumns>
+  OCNET_DEVICE void raise(const float (&top)[2], float (&sums)[kColumns][4]) {
+    const bool grows[2] = {top[0] > maximum[0] + kLazyGrowth, top[1] > maximum[1] + kLazyGrowth};
+    if (!device::any(grows[0] || grows[1])) return;
+    float factor[2];
+    OCNET_UNROLL
+    for (int r = 0; r < 2; ++r) {
+      factor[r] = grows[r] ? ptx::exp2_approx(maximum[r] - top[r]) : 1.0f;
+      maximum[r] = grows[r] ? top[r] : maximum[r];
+      total[r] *= factor[r];
+    }
+    OCNET_UNROLL
+    for (int i = 0; i < 4; ++i) rounded[i] *= factor[i / 2];
+    OCNET_UNROLL
+    for (int n = 0; n < kColumns; ++n) {
+      OCNET_UNROLL
+      for (int i = 0; i < 4; ++i) sums[n][i] *= factor[i / 2];
+    }
+  }
+};
+
+}  // namespace ocnet

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: MIT
+"""Compiles what a Triton back end would launch to machine code, without a GPU.
+
+Launches are recorded on tensors without storage and turned into the signature that Triton's own
+launcher would make of them.
+"""
+
+import functools
+import re
+import subprocess
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import torch
+
+TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
+
+
+class Launches:
+    """Stands in for the kernels' module and keeps what would have been launched."""
+
+    def __init__(self, kernels: ModuleType) -> None:
+        self._kernels = kernels
+        self.kept: list[tuple[Any, dict[str, Any]]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        kernel = getattr(self._kernels, name)
+        if not name.endswith("_kernel"):
+            return kernel
+        launches = self.kept
+
+        class Launcher:
+            def __getitem__(self, grid: tuple[int, ...]) -> Any:
+                return lambda **arguments: launches.append((kernel, arguments))
+
+        return Launcher()
+
+
+class Resources(NamedTuple):
+    """What a compiled launch takes; ``described``: the TMA descriptors that its launcher encodes."""
+
+    shared: int
+    registers: int | None
+    spilled: int | None
+    described: int
+    assembly: str
+
+
+def compile_launch(launch: tuple[Any, dict[str, Any]], capability: int, folder: Path) -> Resources:
+    """Compile one recorded launch for a compute capability (80, 90)."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+
+    kernel, arguments = launch
+    named = ("num_warps", "num_stages", "enable_fp_fusion")
+    built = triton.compile(
+        _source(kernel, arguments),
+        target=GPUTarget("cuda", capability, 32),
+        options={name: arguments[name] for name in named if name in arguments},
+    )
+    tool, usage = _cuobjdump(), None
+    if tool is not None:
+        cubin = folder / "kernel.cubin"
+        cubin.write_bytes(built.asm["cubin"])
+        listing = subprocess.run(
+            [tool, "-res-usage", str(cubin)], capture_output=True, text=True, check=True
+        ).stdout
+        # Local memory of these kernels is nothing but spilled registers.
+        usage = re.search(r"REG:(\d+) STACK:(\d+)", listing)
+    registers, spilled = (None, None) if usage is None else map(int, usage.groups())
+    described = len(getattr(built.metadata, "tensordesc_meta", None) or ())
+    return Resources(built.metadata.shared, registers, spilled, described, built.asm["ptx"])
+
+
+def _source(kernel: Any, arguments: dict[str, Any]) -> Any:
+    """What Triton's launcher makes of the arguments: types, constants and alignments."""
+    from triton.compiler import ASTSource
+
+    signature, constants, attributes = {}, {}, {}
+    for index, parameter in enumerate(kernel.params):
+        name, given = parameter.name, arguments[parameter.name]
+        aligned = True
+        if parameter.is_constexpr or (isinstance(given, int) and given == 1):
+            signature[name], constants[name] = "constexpr", given
+            continue
+        if isinstance(given, torch.Tensor):
+            signature[name] = "*" + TYPES[given.dtype]
+        elif hasattr(given, "block_shape"):
+            signature[name] = f"tensordesc<{TYPES[given.base.dtype]}{given.block_shape}>"
+            aligned = False
+        elif isinstance(given, float):
+            signature[name], aligned = "fp32", False
+        else:
+            signature[name] = "i32" if given < 2**31 else "i64"
+            aligned = given % 16 == 0
+        if aligned:
+            attributes[(index,)] = [["tt.divisibility", 16]]
+    return ASTSource(kernel, signature, constants, attributes)
+
+
+@functools.cache
+def _cuobjdump() -> str | None:
+    import triton
+
+    path = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    return str(path) if path.exists() else None
