@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Runs ``triton_interpreter_cases.py`` in a process of its own, with Triton's interpreter on."""
+"""Runs the cases of each op in a process of its own, with Triton's interpreter on."""
 
 import os
 import subprocess
@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 
-CASES = Path(__file__).with_name("triton_interpreter_cases.py")
+HERE = Path(__file__).parent
 
 
 @pytest.mark.triton
-def test_kernels_in_the_interpreter() -> None:
+@pytest.mark.parametrize("cases", ["triton_interpreter_cases.py", "triton_gather_cases.py"])
+def test_kernels_in_the_interpreter(cases: str) -> None:
     run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(CASES)],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(HERE / cases)],
         env={**os.environ, "TRITON_INTERPRET": "1"},
         capture_output=True,
         text=True,

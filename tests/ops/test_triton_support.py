@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: MIT
 """What the Triton back end says of a call, without a GPU and without Triton."""
 
+import itertools
 import subprocess
 import sys
-from collections.abc import Iterator
 
 import pytest
 import torch
 
 from ocnet._env import triton_interpreted
-from ocnet.ops.oc_attention import triton_backend
+from ocnet.ops.oc_attention import configs, triton_backend, triton_plan
 from ocnet.ops.oc_attention.problem import Problem
 
 pytestmark = pytest.mark.skipif(triton_interpreted(), reason="TRITON_INTERPRET=1")
@@ -24,7 +24,7 @@ def _problem(
 @pytest.fixture
 def on_gpu(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """A machine that has Triton and a GPU of compute capability 9.0."""
-    monkeypatch.setattr(triton_backend, "_kernels", lambda: None)
+    monkeypatch.setattr(triton_plan, "kernels", lambda: None)
     monkeypatch.setattr(torch.version, "hip", None)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     return monkeypatch
@@ -84,16 +84,55 @@ def test_ops_import_without_triton() -> None:
     assert run.returncode == 0, run.stderr
 
 
-@pytest.fixture
-def _matmul_precision() -> Iterator[None]:
-    matmul = torch.backends.cuda.matmul
-    before = matmul.fp32_precision
-    yield
-    matmul.fp32_precision = before
+@pytest.mark.parametrize(
+    ("dtype", "tf32", "wanted"),
+    [
+        (torch.bfloat16, False, "half"),
+        (torch.float16, False, "half"),
+        (torch.float32, True, "tf32"),
+        (torch.float32, False, "float32"),
+    ],
+    ids=str,
+)
+def test_products_follow_the_call(dtype: torch.dtype, tf32: bool, wanted: str) -> None:
+    matrix = torch.empty(1, 4, 8, dtype=dtype)
+    assert triton_plan.Plan.of(matrix, matrix, tf32).math == wanted
 
 
-@pytest.mark.usefixtures("_matmul_precision")
-@pytest.mark.parametrize(("setting", "wanted"), [("tf32", "tf32"), ("ieee", "ieee")])
-def test_float32_products_follow_torch(setting: str, wanted: str) -> None:
-    torch.backends.cuda.matmul.fp32_precision = setting
-    assert triton_backend._precision() == wanted
+def test_splits_fill_the_gpu_and_no_more() -> None:
+    # one wave that is full already
+    assert configs.splits((132, 1), 148, 132) == 1
+    assert configs.splits((1320, 1), 148, 132) == 1
+    # 48x48 and 97x97, batch 1, in 128 x 64 tiles: more programs than multiprocessors stand idle
+    for tiles, steps in ((18, 36), (74, 148)):
+        parts = configs.splits((tiles, 1), steps, 132)
+        waves = -(-tiles * parts // 132)
+        assert parts > 1
+        assert tiles * parts / (132 * waves) > 0.8
+    # the 19 regions of an image against 97x97 queries
+    assert configs.splits((1, 1), 295, 132) > 30
+
+
+def test_splits_leave_every_part_something() -> None:
+    for tiles, steps, processors in itertools.product((1, 3, 50), (1, 2, 7, 300), (1, 82, 132)):
+        assert 1 <= configs.splits((tiles, 1), steps, processors) <= steps
+
+
+@pytest.mark.parametrize("kernel", ["few", "few_query"])
+def test_few_keys_take_the_smallest_blocks_that_hold_them(kernel: str) -> None:
+    for keys in (1, 19, 33, 64, 65, 128):
+        tile = configs.few_keys(kernel, "half", True, 256, 256, keys)
+        assert tile is not None
+        assert keys <= tile.keys0 + tile.keys1 < 2 * max(keys, 16) + 32
+    assert configs.few_keys(kernel, "half", True, 256, 256, 193) is None
+    assert configs.few_keys(kernel, "half", True, 256, 512, 19) is None
+    assert configs.few_keys(kernel, "half", False, 256, 256, 19) is None
+    assert configs.few_keys(kernel, "tf32", True, 256, 256, 19) is None
+
+
+def test_tiles_of_unknown_versions_are_the_newest_ones() -> None:
+    newest = configs.table("half", True, (3, 9))
+    assert configs.table("half", True, (3, 7)) is newest
+    assert configs.table("half", True, (4, 0)) is newest
+    assert configs.table("half", True, (3, 6)) is not newest
+    assert configs.table("half", True, (3, 4)) is configs.table("half", True, (3, 6))

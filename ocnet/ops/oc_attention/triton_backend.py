@@ -2,34 +2,25 @@
 """Triton back end: NVIDIA GPUs of compute capability 8.0 and later, forward and backward.
 
 Triton is imported by the first call that needs it, so this module imports without it. The kernels
-read maps whose channels lie side by side; a map that is laid out otherwise (NCHW) is copied first:
-one pass over it, where the kernels make a pass per tile.
+read maps whose channels lie side by side in rows of whole 16 bytes; a map that is laid out otherwise
+(NCHW, an odd number of channels) is copied first, and so is one that is rounded to TF32.
 """
-
-import contextlib
-import functools
-import importlib
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ocnet._env import triton_interpreted
 from ocnet.ops._backends import SUPPORTED, Support
-from ocnet.ops.oc_attention import configs
+from ocnet.ops.oc_attention import configs, triton_few, triton_plan
 from ocnet.ops.oc_attention.problem import (
     BackwardCall,
     ForwardCall,
     Problem,
     refuse_common,
 )
+from ocnet.ops.oc_attention.triton_plan import Plan, Sides
 
 MIN_CAPABILITY = (8, 0)
-
-
-@functools.cache
-def _kernels() -> Any:
-    return importlib.import_module("ocnet.ops.oc_attention.triton_kernels")
 
 
 def supports(problem: Problem) -> Support:
@@ -50,7 +41,7 @@ def supports(problem: Problem) -> Support:
     if interpreted and problem.dtype == torch.bfloat16:
         return Support(False, "Triton's interpreter does not compute torch.bfloat16 correctly")
     try:
-        _kernels()
+        triton_plan.kernels()
     except ImportError as error:
         return Support(False, f"triton cannot be imported ({error})", missing_build=True)
     return SUPPORTED if interpreted else _supports_gpu(problem.device)
@@ -71,198 +62,235 @@ def _supports_gpu(device: torch.device) -> Support:
 
 def forward(call: ForwardCall) -> None:
     """Write the outputs of the call."""
-    query, key, value, scale, _tf32, out, lse, residual = call
-    query, value = _side_by_side(query), _side_by_side(value)
-    key = query if key is None else _side_by_side(key)
-    tile = _tile("forward", query, value)
-    with _on(query.device):
-        _kernels().oc_attention_fwd_kernel[_grid(out, tile)](
-            p_query=query,
-            p_key=key,
-            p_value=value,
-            p_out=out,
-            p_lse=lse,
-            p_residual=out if residual is None else residual,
-            RESIDUAL=residual is not None,
-            **_strides("q", "nl", query),
-            **_strides("k", "ns", key),
-            **_strides("v", "ns", value),
-            **_strides("o", "nlv", out),
-            scale=scale,
-            L=query.shape[1],
-            S=key.shape[1],
-            **_common(tile, query, value),
+    with triton_plan.on(call.query.device):
+        plan = Plan.of(call.query, call.value, call.tf32)
+        read = call._replace(
+            query=plan.rows(call.query),
+            key=None if call.key is None else plan.rows(call.key),
+            value=plan.rows(call.value),
         )
+        few = plan.few("few", call.query, call.value.shape[1])
+        if few is None:
+            _forward(plan, read)
+        else:
+            triton_few.forward(plan, few, read)
+
+
+def _forward(plan: Plan, call: ForwardCall) -> None:
+    query, key, value, scale, _, out, lse, residual = call
+    diagonal, key = key is None, query if key is None else key
+    tile = plan.tile("forward")
+    grid = triton_plan.grid(out, tile.rows, tile.out)
+    splits = configs.splits(grid, -(-key.shape[1] // tile.cols), plan.multiprocessors)
+    part, part_max, part_sum = out[None], lse, lse
+    if splits > 1:
+        part = out.new_empty((splits, *out.shape), dtype=torch.float32)
+        part_max, part_sum = lse.new_empty((2, splits, *lse.shape))
+    triton_plan.kernels().oc_attention_fwd_kernel[(grid[0], grid[1], splits)](
+        x_query=plan.window(query, tile.rows, tile.slice_e),
+        x_key=plan.window(key, tile.cols, tile.slice_e),
+        x_value=plan.window(value, tile.cols, tile.out),
+        p_out=part,
+        p_lse=part_sum,
+        p_residual=out if residual is None else residual,
+        p_max=part_max,
+        RESIDUAL=residual is not None and splits == 1,
+        DIAGONAL=diagonal,
+        SPLITS=splits,
+        BO=tile.out,
+        **triton_plan.strides("q", "nl", query),
+        **triton_plan.strides("k", "ns", key),
+        **triton_plan.strides("v", "ns", value),
+        **triton_plan.strides("o", "znlv", part),
+        scale=scale,
+        N=query.shape[0],
+        L=query.shape[1],
+        S=key.shape[1],
+        **plan.common(tile),
+    )
+    if splits > 1:
+        _combine_forward(part, part_max, part_sum, out, lse, residual)
+
+
+def _combine_forward(
+    part: Tensor,
+    part_max: Tensor,
+    part_sum: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    residual: Tensor | None,
+) -> None:
+    n, l, ev = out.shape
+    tile = configs.COMBINE
+    triton_plan.kernels().oc_attention_fwd_combine_kernel[
+        triton_plan.grid(out, tile.rows, tile.channels(ev))
+    ](
+        p_part=part,
+        p_max=part_max,
+        p_sum=part_sum,
+        p_out=out,
+        p_lse=lse,
+        p_residual=out if residual is None else residual,
+        **triton_plan.strides("p", "znl", part),
+        **triton_plan.strides("o", "nlv", out),
+        N=n,
+        L=l,
+        Ev=ev,
+        SPLITS=part.shape[0],
+        EVEN_V=ev % tile.channels(ev) == 0,
+        BM=tile.rows,
+        BV=tile.channels(ev),
+        RESIDUAL=residual is not None,
+        enable_fp_fusion=True,
+    )
 
 
 def backward(call: BackwardCall) -> None:
     """Write the gradients that are not ``None``."""
-    grad_out, query, key, value, out, lse, residual, scale, _tf32, *grads = call
-    grad_query, grad_key, grad_value = grads
-    grad_out, query, value = (_side_by_side(each) for each in (grad_out, query, value))
-    keys = query if key is None else _side_by_side(key)
-    with _on(query.device):
-        if grad_value is not None:
-            _backward_value(grad_out, query, keys, value, lse, scale, grad_value)
-        if grad_query is None and grad_key is None:
-            return
-        delta = torch.empty_like(lse)
-        _backward_delta(grad_out, out, residual, delta)
-        feature = functools.partial(
-            _backward_feature, grad_out=grad_out, value=value, lse=lse, delta=delta, scale=scale
+    query, key, value, wanted = call.query, call.key, call.value, call.grad_query
+    with triton_plan.on(query.device):
+        plan = Plan.of(query, value, call.tf32)
+        rows = plan.rows(query)
+        sides = Sides(
+            grad_out=plan.rows(call.grad_out),
+            query=rows,
+            key=rows if key is None else plan.rows(key),
+            value=plan.rows(value),
+            lse=call.lse,
+            delta=torch.empty_like(call.lse),
+            scale=call.scale,
         )
-        if grad_query is not None:
-            feature(query, keys, grad_query, as_query=True, as_key=key is None)
-        if grad_key is not None:
-            feature(keys, query, grad_key, as_query=False, as_key=True)
+        few = None if key is None else plan.few("few_query", query, value.shape[1])
+        if wanted is not None or call.grad_key is not None:
+            if few is None:
+                _backward_delta(call.grad_out, call.out, call.residual, sides.delta)
+            else:
+                triton_few.backward_query(plan, few, sides, wanted)
+        if key is None:
+            _backward_keys(plan, "both", sides, wanted, call.grad_value)
+            return
+        if few is None:
+            _backward_pass(plan, "query", sides, wanted, None)
+        _backward_keys(plan, "key", sides, call.grad_key, call.grad_value)
+
+
+def _backward_keys(
+    plan: Plan,
+    kernel: configs.Kernel,
+    sides: Sides,
+    grad_feature: Tensor | None,
+    grad_value: Tensor | None,
+) -> None:
+    """Write the gradients of the keys' features and values, in one pass where a tile holds both."""
+    if plan.tile(kernel).out_v > 0:
+        _backward_pass(plan, kernel, sides, grad_feature, grad_value)
+        return
+    _backward_pass(plan, kernel, sides, grad_feature, None)
+    _backward_pass(plan, "value", sides, None, grad_value)
 
 
 def _backward_delta(grad_out: Tensor, out: Tensor, residual: Tensor | None, delta: Tensor) -> None:
     n, l, ev = out.shape
-    slice_v = min(configs.DELTA_CHANNELS, configs.padded(ev))
-    _kernels().oc_attention_bwd_delta_kernel[(n * -(-l // configs.DELTA_ROWS),)](
+    tile = configs.DELTA
+    triton_plan.kernels().oc_attention_bwd_delta_kernel[(n * -(-l // tile.rows),)](
         p_grad_out=grad_out,
         p_out=out,
         p_residual=out if residual is None else residual,
         RESIDUAL=residual is not None,
         p_delta=delta,
-        **_strides("g", "nlv", grad_out),
-        **_strides("o", "nlv", out),
+        **triton_plan.strides("g", "nlv", grad_out),
+        **triton_plan.strides("o", "nlv", out),
         L=l,
         Ev=ev,
-        EVEN_V=configs.padded(ev) == ev,
-        BM=configs.DELTA_ROWS,
-        BV=slice_v,
-        NV=configs.padded(ev) // slice_v,
+        EVEN_V=ev % tile.channels(ev) == 0,
+        BM=tile.rows,
+        BV=tile.channels(ev),
+        NV=-(-ev // tile.channels(ev)),
         enable_fp_fusion=True,
     )
 
 
-def _backward_value(
-    grad_out: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    lse: Tensor,
-    scale: float,
-    grad_value: Tensor,
+def _backward_pass(
+    plan: Plan,
+    kernel: configs.Kernel,
+    sides: Sides,
+    grad_feature: Tensor | None,
+    grad_value: Tensor | None,
 ) -> None:
-    tile = _tile("value", query, value)
-    _kernels().oc_attention_bwd_value_kernel[_grid(grad_value, tile)](
-        p_query=query,
-        p_key=key,
-        p_grad_out=grad_out,
-        p_lse=lse,
-        p_grad_value=grad_value,
-        **_strides("q", "nl", query),
-        **_strides("k", "ns", key),
-        **_strides("g", "nl", grad_out),
-        **_strides("v", "nsv", grad_value),
-        scale=scale,
-        L=query.shape[1],
-        S=key.shape[1],
-        **_common(tile, query, value),
-    )
+    """Launch one row-stationary pass, whose rows are queries, keys, or both.
 
-
-def _backward_feature(
-    row: Tensor,
-    col: Tensor,
-    grad_row: Tensor,
-    *,
-    grad_out: Tensor,
-    value: Tensor,
-    lse: Tensor,
-    delta: Tensor,
-    scale: float,
-    as_query: bool,
-    as_key: bool,
-) -> None:
-    """Write the gradient of ``row`` in the roles it plays opposite ``col``."""
-    kernel: configs.Kernel = "feature_shared" if as_query and as_key else "feature"
-    tile = _tile(kernel, row, value)
-    _kernels().oc_attention_bwd_feature_kernel[_grid(grad_row, tile)](
-        p_row=row,
-        p_col=col,
-        p_value=value,
-        p_grad_out=grad_out,
-        p_lse=lse,
-        p_delta=delta,
-        p_grad_row=grad_row,
-        **_strides("r", "nm", row),
-        **_strides("c", "ns", col),
-        **_strides("v", "ns", value),
-        **_strides("g", "nl", grad_out),
-        **_strides("o", "nme", grad_row),
-        scale=scale,
+    The tile depends on the kernel alone: a gradient has the same bits whether or not the pass writes
+    another one too.
+    """
+    if grad_feature is None and grad_value is None:
+        return
+    tile = plan.tile(kernel)
+    as_query = grad_feature is not None and kernel in ("query", "both")
+    as_key = grad_feature is not None and kernel in ("key", "both")
+    row, col = (sides.query, sides.key) if kernel == "query" else (sides.key, sides.query)
+    as_value = grad_value is not None
+    out_v = tile.out if kernel == "value" else tile.out_v
+    written = [grad for grad in (grad_feature, grad_value) if grad is not None]
+    grid = triton_plan.grid(written[0], tile.rows, out_v if grad_feature is None else tile.out)
+    splits = configs.splits(grid, -(-col.shape[1] // tile.cols), plan.multiprocessors)
+    parts = [
+        grad[None] if splits == 1 else grad.new_empty((splits, *grad.shape), dtype=torch.float32)
+        for grad in written
+    ]
+    first, last = parts[0], parts[-1]
+    value, grad_out = sides.value, sides.grad_out
+    triton_plan.kernels().oc_attention_bwd_kernel[(grid[0], grid[1], splits)](
+        x_row=plan.window(row, tile.rows, tile.slice_e),
+        x_col=plan.window(col, tile.cols, tile.slice_e),
+        x_col_out=plan.window(col, tile.cols, tile.out, as_query or as_key),
+        x_value_row=plan.window(value, tile.rows, tile.slice_v, as_key),
+        x_value_col=plan.window(value, tile.cols, tile.slice_v, as_query),
+        x_grad_row=plan.window(grad_out, tile.rows, tile.slice_v, as_query),
+        x_grad_col=plan.window(grad_out, tile.cols, tile.slice_v, as_key),
+        x_grad_col_out=plan.window(grad_out, tile.cols, out_v, as_value),
+        p_lse=sides.lse,
+        p_delta=sides.delta,
+        p_out=first,
+        p_out_value=last,
+        **triton_plan.strides("r", "nm", row),
+        **triton_plan.strides("c", "ns", col),
+        **triton_plan.strides("v", "ns", value),
+        **triton_plan.strides("g", "nl", grad_out),
+        **triton_plan.strides("o", "znme", first),
+        **triton_plan.strides("w", "znmv", last),
+        scale=sides.scale,
         ROWS=row.shape[1],
         COLS=col.shape[1],
         AS_QUERY=as_query,
         AS_KEY=as_key,
+        AS_VALUE=as_value,
         BV=tile.slice_v,
-        NV=configs.padded(value.shape[2]) // tile.slice_v,
-        **_common(tile, row, value),
+        NV=plan.wide_ev // tile.slice_v,
+        BO=tile.out,
+        BW=out_v,
+        SPLITS=splits,
+        **plan.common(tile),
     )
+    if splits > 1:
+        for part, grad in zip(parts, written, strict=True):
+            _combine_backward(part, grad)
 
 
-def _side_by_side(matrix: Tensor) -> Tensor:
-    """Return the token matrix with channel stride 1, copied when it has another."""
-    return matrix if matrix.stride(2) == 1 else matrix.contiguous()
-
-
-def _on(device: torch.device) -> contextlib.AbstractContextManager[None]:
-    """Make the tensors' GPU the current one, which is where Triton launches."""
-    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
-
-
-def _is_hopper(device: torch.device) -> bool:
-    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9
-
-
-def _tile(kernel: configs.Kernel, query: Tensor, value: Tensor) -> configs.Tile:
-    hopper = _is_hopper(query.device)
-    return configs.choose(kernel, query.element_size(), hopper, query.shape[2], value.shape[2])
-
-
-def _grid(written: Tensor, tile: configs.Tile) -> tuple[int, int]:
-    """Return the programs that write a ``(N, tokens, channels)`` result; axis 1 is its channels."""
-    n, tokens, channels = written.shape
-    return n * -(-tokens // tile.rows), configs.padded(channels) // tile.out
-
-
-def _strides(matrix: str, axes: str, tensor: Tensor) -> dict[str, int]:
-    """Return the kernel's names of a tensor's leading strides with their values."""
-    return {
-        f"stride_{matrix}{axis}": stride
-        for axis, stride in zip(axes, tensor.stride(), strict=False)
-    }
-
-
-def _common(tile: configs.Tile, query: Tensor, value: Tensor) -> dict[str, Any]:
-    """Return the arguments that the forward, value and feature kernels share."""
-    e, ev = query.shape[2], value.shape[2]
-    return {
-        "E": e,
-        "Ev": ev,
-        "EVEN_E": configs.padded(e) == e,
-        "EVEN_V": configs.padded(ev) == ev,
-        "BM": tile.rows,
-        "BN": tile.cols,
-        "BE": tile.slice_e,
-        "NE": configs.padded(e) // tile.slice_e,
-        "BO": tile.out,
-        "PRECISION": _precision(),
-        "num_warps": tile.warps,
-        "num_stages": tile.stages,
-        # fused multiply-add, said aloud because the default changes with the version of Triton
-        "enable_fp_fusion": True,
-    }
-
-
-def _precision() -> str:
-    """Return how float32 products are rounded: as torch rounds those of its own matmuls.
-
-    Read through the newer of torch's two settings, which follows the older one; the older raises
-    where the newer was used.
-    """
-    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
+def _combine_backward(part: Tensor, grad: Tensor) -> None:
+    _, tokens, channels = grad.shape
+    tile = configs.COMBINE
+    triton_plan.kernels().oc_attention_bwd_combine_kernel[
+        triton_plan.grid(grad, tile.rows, tile.channels(channels))
+    ](
+        p_part=part,
+        p_out=grad,
+        **triton_plan.strides("p", "znt", part),
+        **triton_plan.strides("o", "ntc", grad),
+        tokens=tokens,
+        channels=channels,
+        SPLITS=part.shape[0],
+        EVEN=channels % tile.channels(channels) == 0,
+        BT=tile.rows,
+        BC=tile.channels(channels),
+        enable_fp_fusion=True,
+    )

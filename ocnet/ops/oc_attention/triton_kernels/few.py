@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: MIT
+"""Triton device code of pixel-wise attention to few keys, which stay on chip.
+
+A program keeps the keys and values of one image and walks over its query tiles, so every query is
+read once and every result written once; tiles are dealt out by number, not by who is free. The
+softmax of a row is done in one pass. In the forward the keys are covered by two blocks, ``B0`` and
+``B1`` (which may be 0), for sizes between powers of two: 192 keys of 256 channels fit, 256 do not.
+"""
+
+import triton
+import triton.language as tl
+
+from ocnet.ops.oc_attention.triton_kernels.forward import store_out
+from ocnet.ops.oc_attention.triton_kernels.tiles import LN2, LOG2E, load_rows, store_strided
+
+
+@triton.jit
+def scores_of(b_query, b_key, i_first, S, factor, B: tl.constexpr):
+    """Scores with one block of keys, in units of log2, ``-inf`` past the last key."""
+    m_s = (i_first + tl.arange(0, B) < S)[None, :]
+    return tl.where(m_s, tl.dot(b_query, tl.trans(b_key)) * factor, float("-inf"))
+
+
+@triton.jit
+def oc_attention_few_fwd_kernel(
+    x_query, x_key0, x_key1, x_value0, x_value1, p_out, p_lse, p_residual,
+    stride_qn, stride_ql, stride_kn, stride_ks, stride_vn, stride_vs,
+    stride_on, stride_ol, stride_ov,
+    scale, L, S, E, Ev, PROGRAMS,
+    EVEN_E: tl.constexpr, EVEN_V: tl.constexpr, BM: tl.constexpr, BE: tl.constexpr,
+    BO: tl.constexpr, B0: tl.constexpr, B1: tl.constexpr, STAGES: tl.constexpr,
+    TMA: tl.constexpr, RESIDUAL: tl.constexpr,
+):  # fmt: skip
+    """``out = softmax(scale * query key^T) value`` and its log-sum-exp, ``PROGRAMS`` per image.
+
+    One program computes ``BO`` output channels.
+    """
+    i_n, i_o = tl.program_id(0) // PROGRAMS, tl.program_id(1) * BO
+    o_o = i_o + tl.arange(0, BO)
+    # B0 x BE, B0 x BO
+    b_key0 = load_rows(x_key0, i_n, stride_kn, 0, stride_ks, S, 0, E, B0, BE, EVEN_E, TMA)
+    b_value0 = load_rows(x_value0, i_n, stride_vn, 0, stride_vs, S, i_o, Ev, B0, BO, EVEN_V, TMA)
+    if B1 > 0:
+        # B1 x BE, B1 x BO
+        b_key1 = load_rows(x_key1, i_n, stride_kn, B0, stride_ks, S, 0, E, B1, BE, EVEN_E, TMA)
+        b_value1 = load_rows(
+            x_value1, i_n, stride_vn, B0, stride_vs, S, i_o, Ev, B1, BO, EVEN_V, TMA
+        )
+    p_out += i_n.to(tl.int64) * stride_on
+    p_residual += i_n.to(tl.int64) * stride_on
+    p_lse += i_n.to(tl.int64) * L
+    for i_tile in tl.range(
+        tl.program_id(0) % PROGRAMS, tl.cdiv(L, BM), PROGRAMS, num_stages=STAGES, disable_licm=TMA
+    ):
+        i_m = i_tile * BM
+        # BM x BE
+        b_query = load_rows(x_query, i_n, stride_qn, i_m, stride_ql, L, 0, E, BM, BE, EVEN_E, TMA)
+        b_score = scores_of(b_query, b_key0, 0, S, scale * LOG2E, B0)
+        b_max = tl.max(b_score, 1)
+        # -inf - -inf would be NaN where the other block has a finite score.
+        b_prob = tl.exp2(b_score - tl.where(b_max == float("-inf"), 0.0, b_max)[:, None])
+        b_sum = tl.sum(b_prob, 1)
+        b_out = tl.dot(b_prob.to(b_value0.dtype), b_value0)
+        if B1 > 0:
+            # One block after the other: scores of both at a time have no room in registers.
+            b_score = scores_of(b_query, b_key1, B0, S, scale * LOG2E, B1)
+            b_new = tl.maximum(b_max, tl.max(b_score, 1))
+            b_shift = tl.where(b_new == float("-inf"), 0.0, b_new)
+            b_decay = tl.exp2(b_max - b_shift)
+            b_prob = tl.exp2(b_score - b_shift[:, None])
+            b_sum = b_sum * b_decay + tl.sum(b_prob, 1)
+            b_out = tl.dot(b_prob.to(b_value1.dtype), b_value1, b_out * b_decay[:, None])
+            b_max = b_new
+        o_m = i_m + tl.arange(0, BM)
+        if i_o == 0:
+            tl.store(p_lse + o_m, (b_max + tl.log2(b_sum)) * LN2, mask=o_m < L)
+        store_out(
+            p_out, p_residual, o_m, stride_ol, L, o_o, stride_ov, Ev,
+            b_out / b_sum[:, None], EVEN_V, RESIDUAL,
+        )  # fmt: skip
+
+
+@triton.jit
+def oc_attention_few_bwd_query_kernel(
+    x_query, x_key, x_value, x_grad_out, p_lse, p_delta, p_grad_query,
+    stride_qn, stride_ql, stride_kn, stride_ks, stride_vn, stride_vs, stride_gn, stride_gl,
+    stride_on, stride_ol, stride_oe,
+    scale, L, S, E, Ev, PROGRAMS,
+    EVEN_E: tl.constexpr, EVEN_V: tl.constexpr, BM: tl.constexpr, BE: tl.constexpr,
+    BV: tl.constexpr, BS: tl.constexpr, STAGES: tl.constexpr, TMA: tl.constexpr,
+    WANTED: tl.constexpr,
+):  # fmt: skip
+    """The gradient of the queries (``WANTED``), and ``delta``, which the keys' gradient needs.
+
+    All of a row's probabilities are here, so ``delta`` is the sum of ``P * (grad_out value^T)``: the
+    output need not be read, and nothing that its rounding took is missing.
+    """
+    i_n = tl.program_id(0) // PROGRAMS
+    # BS x BE
+    b_key = load_rows(x_key, i_n, stride_kn, 0, stride_ks, S, 0, E, BS, BE, EVEN_E, TMA)
+    # BS x BV
+    b_value = load_rows(x_value, i_n, stride_vn, 0, stride_vs, S, 0, Ev, BS, BV, EVEN_V, TMA)
+    p_lse += i_n.to(tl.int64) * L
+    p_delta += i_n.to(tl.int64) * L
+    p_grad_query += i_n.to(tl.int64) * stride_on
+    for i_tile in tl.range(
+        tl.program_id(0) % PROGRAMS, tl.cdiv(L, BM), PROGRAMS, num_stages=STAGES, disable_licm=TMA
+    ):
+        i_m = i_tile * BM
+        o_m = i_m + tl.arange(0, BM)
+        # BM x BE
+        b_query = load_rows(x_query, i_n, stride_qn, i_m, stride_ql, L, 0, E, BM, BE, EVEN_E, TMA)
+        # BM x BV
+        b_grad = load_rows(
+            x_grad_out, i_n, stride_gn, i_m, stride_gl, L, 0, Ev, BM, BV, EVEN_V, TMA
+        )
+        # BM
+        b_lse = tl.load(p_lse + o_m, mask=o_m < L, other=0.0) * LOG2E
+        b_score = scores_of(b_query, b_key, 0, S, scale * LOG2E, BS)
+        b_prob = tl.exp2(b_score - b_lse[:, None])
+        b_grad_prob = tl.dot(b_grad, tl.trans(b_value))
+        b_delta = tl.sum(b_prob * b_grad_prob, 1)
+        tl.store(p_delta + o_m, b_delta, mask=o_m < L)
+        if WANTED:
+            b_grad_score = b_prob * (b_grad_prob - b_delta[:, None])
+            b_grad_query = tl.dot(b_grad_score.to(b_key.dtype), b_key)
+            store_strided(
+                p_grad_query, o_m, stride_ol, L, tl.arange(0, BE), stride_oe, E, EVEN_E,
+                b_grad_query * scale,
+            )  # fmt: skip

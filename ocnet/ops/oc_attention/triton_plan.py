@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: MIT
+"""What a launch of the Triton kernels depends on: the machine, the tiles, how tensors are passed.
+
+Triton is imported by the first call that needs it, so this module imports without it.
+"""
+
+import contextlib
+import functools
+import importlib
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ocnet._env import triton_interpreted
+from ocnet.ops._layout import ALIGNMENT, aligned_rows
+from ocnet.ops.oc_attention import configs
+
+
+@functools.cache
+def kernels() -> Any:
+    """Return the module of the kernels."""
+    return importlib.import_module("ocnet.ops.oc_attention.triton_kernels")
+
+
+@functools.cache
+def version() -> tuple[int, int]:
+    """Return the major and minor version of the installed Triton."""
+    major, minor = importlib.import_module("triton").__version__.split(".")[:2]
+    return int(major), int(minor)
+
+
+class Plan(NamedTuple):
+    """What the tiles of a call depend on, beside the kernel: the machine, the numbers, the channels.
+
+    Attributes:
+        hopper: Whether the GPU has compute capability 9.x, whose loads go through descriptors.
+        math: How products are computed.
+        e: Channels of query and key.
+        ev: Channels of value.
+        multiprocessors: Of the GPU.
+    """
+
+    hopper: bool
+    math: configs.Math
+    e: int
+    ev: int
+    multiprocessors: int
+
+    @staticmethod
+    def of(query: Tensor, value: Tensor, tf32: bool) -> "Plan":
+        """Describe a call on token matrices."""
+        half = query.element_size() == 2
+        return Plan(
+            hopper=is_hopper(query.device),
+            math="half" if half else "tf32" if tf32 else "float32",
+            e=query.shape[2],
+            ev=value.shape[2],
+            multiprocessors=multiprocessors(query.device),
+        )
+
+    @property
+    def wide_e(self) -> int:
+        """Padded channels of query and key."""
+        return configs.padded(self.e)
+
+    @property
+    def wide_ev(self) -> int:
+        """Padded channels of value."""
+        return configs.padded(self.ev)
+
+    def tile(self, kernel: configs.Kernel) -> configs.Tile:
+        """Return the tile of a kernel."""
+        return configs.choose(kernel, self.math, self.hopper, version(), self.e, self.ev)
+
+    def few(self, kernel: configs.FewKernel, query: Tensor, keys: int) -> configs.Few | None:
+        """Return the tile that keeps all keys on chip, or ``None``.
+
+        Results have the layout of the query. Where its channels do not lie side by side, a store in
+        the loop takes an address per number, which spills; the general kernels store once.
+        """
+        if query.stride(2) != 1:
+            return None
+        return configs.few_keys(kernel, self.math, self.hopper, self.e, self.ev, keys)
+
+    def rows(self, matrix: Tensor) -> Tensor:
+        """Return a token matrix as the kernels read it."""
+        if self.math == "tf32":
+            return rounded(matrix)
+        if self.hopper and matrix.stride(2) == 1:
+            # A descriptor's rows and images follow one another; those of an expanded map (stride 0)
+            # or of images side by side do not.
+            n, tokens, channels = matrix.shape
+            image, row = matrix.stride()[:2]
+            if (n > 1 and image < tokens * row) or (tokens > 1 and row < channels):
+                matrix = matrix.contiguous()
+        return aligned_rows(matrix)
+
+    def window(self, matrix: Tensor, tokens: int, channels: int, used: bool = True) -> Any:
+        """Return what a kernel loads tiles of ``tokens x channels`` through, if it does."""
+        if not (self.hopper and used):
+            return matrix
+        n, length, width = matrix.shape
+        row = matrix.stride(1) if length > 1 else -(-width // ALIGNMENT) * ALIGNMENT
+        image = matrix.stride(0) if n > 1 else length * row
+        return kernels().TensorDescriptor(
+            matrix, [n, length, width], [image, row, 1], [1, tokens, channels]
+        )
+
+    def precision(self) -> str:
+        """Return how the kernels treat the operands of their products."""
+        if self.math != "float32":
+            return self.math
+        return "float32x3" if triton_interpreted() else "bf16x3"
+
+    def common(self, tile: configs.Tile) -> dict[str, Any]:
+        """Return the arguments that the kernels of both directions share."""
+        return {
+            "E": self.e,
+            "Ev": self.ev,
+            "EVEN_E": self.wide_e == self.e,
+            "EVEN_V": self.wide_ev == self.ev,
+            "BM": tile.rows,
+            "BN": tile.cols,
+            "BE": tile.slice_e,
+            "NE": self.wide_e // tile.slice_e,
+            "PRECISION": self.precision(),
+            "TMA": self.hopper,
+            "num_warps": tile.warps,
+            "num_stages": tile.stages,
+            # fused multiply-add, said aloud because the default changes with the version of Triton
+            "enable_fp_fusion": True,
+        }
+
+
+class Sides(NamedTuple):
+    """What a backward pass reads."""
+
+    grad_out: Tensor
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    lse: Tensor
+    delta: Tensor
+    scale: float
+
+
+def rounded(matrix: Tensor) -> Tensor:
+    """Return a copy of a float32 token matrix, its rows aligned and its numbers rounded to TF32."""
+    n, tokens, channels = matrix.shape
+    width = ALIGNMENT // matrix.element_size()
+    rows = matrix.new_empty((n, tokens, -(-channels // width) * width))[..., :channels]
+    tile = configs.COMBINE
+    kernels().oc_attention_round_kernel[grid(matrix, tile.rows, tile.channels(channels))](
+        p_in=matrix,
+        p_out=rows,
+        **strides("i", "ntc", matrix),
+        **strides("o", "nt", rows),
+        tokens=tokens,
+        channels=channels,
+        BT=tile.rows,
+        BC=tile.channels(channels),
+        enable_fp_fusion=True,
+    )
+    return rows
+
+
+def on(device: torch.device) -> contextlib.AbstractContextManager[None]:
+    """Make the tensors' GPU the current one, which is where Triton launches."""
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+
+
+def is_hopper(device: torch.device) -> bool:
+    """Tell whether tensors are on a GPU of compute capability 9.x."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9
+
+
+def multiprocessors(device: torch.device) -> int:
+    """Return the multiprocessors of a GPU; 1 for the CPU, where Triton's interpreter runs."""
+    if device.type != "cuda":
+        return 1
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)
+
+
+def grid(written: Tensor, rows: int, channels: int) -> tuple[int, int]:
+    """Return the programs that write a ``(N, tokens, channels)`` result; axis 1 is its channels."""
+    n, tokens, width = written.shape
+    return n * -(-tokens // rows), -(-width // channels)
+
+
+def strides(matrix: str, axes: str, tensor: Tensor) -> dict[str, int]:
+    """Return the kernel's names of a tensor's leading strides with their values."""
+    return {
+        f"stride_{matrix}{axis}": stride
+        for axis, stride in zip(axes, tensor.stride(), strict=False)
+    }
