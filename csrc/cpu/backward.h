@@ -1,14 +1,20 @@
 // SPDX-License-Identifier: MIT
-// Backward pass: one block of tokens stays and gathers its gradients, all others stream past;
-// nothing is added across blocks, so there are no atomics and no order but the one written here.
+// Backward pass: every pair of blocks of tokens is met once, and what its tile of scores gives to
+// the gradients of either block is added there. run_rounds gives each block its pairs one after
+// another in a fixed order, so there are no atomics, and no order but the one written here.
 //
-// Tokens that attend to themselves (X = query = key) need one pass of five products, because the
-// tile of scores of block I against block J serves both roles:
-//   S = X_I X_J^T         T1 = dO_I V_J^T          T2 = V_I dO_J^T
-//   P = exp(scale * S - lse_I)                     P' = exp(scale * S - lse_J)
-//   G = P (T1 - delta_I) + P' (T2 - delta_J)       delta = rowsum(dO * (O + residual))
-//   dX_I = scale * sum_J G X_J                     dV_I = sum_J P' dO_J
-// Otherwise one pass has the queries resident (the terms with P) and another the keys (P').
+// Queries I (resident, columns of a tile) against keys J (streamed, rows):
+//   S = Q_I K_J^T            T1 = dO_I V_J^T
+//   P = exp(scale * S - lse_I)
+//   dS = P (T1 - delta_I)    delta = rowsum(dO * (O + residual))
+//   dQ_I += scale * dS K_J   dK_J += scale * dS^T Q_I   dV_J += P^T dO_I
+//
+// Where tokens attend to themselves (X = query = key), S serves both orders of a pair of blocks:
+//   T2 = V_I dO_J^T          P' = exp(scale * S - lse_J)
+//   G = P (T1 - delta_I) + P' (T2 - delta_J)
+//   dX_I += scale * G X_J    dX_J += scale * G^T X_I
+//   dV_I += P' dO_J          dV_J += P^T dO_I
+// A block against itself gives to the resident side alone: the other side is the same.
 #pragma once
 
 #include <cmath>
@@ -18,191 +24,233 @@
 
 #include "kernels.h"
 #include "matrix.h"
+#include "packed.h"
 #include "runtime.h"
+#include "schedule.h"
+#include "sums.h"
 
 namespace ocnet::cpu {
 
 // Statistics of the query rows of all batch items, (N, L).
 template <typename T>
 struct RowStatistics {
-  const T* lse;    // NaN where the forward row has no finite sum: every weight of such a row is NaN
-  const T* delta;  // sum over channels of grad_out * out
+  // NaN where the forward row has no finite sum: every weight of such a row is NaN.
+  const T* lse;
+  const T* delta;  // sum over channels of grad_out * (out + residual)
 };
 
-// One pass over tiles. The resident tokens are queries, keys, or both.
+// One side of the scores: its packed matrices and the sums of its gradients, where there are any.
 template <typename T, typename Element>
-struct BackwardPass {
+struct Side {
+  Packed<T, Element> features;
+  std::optional<Packed<T, Element>> value, grad_out;
+  std::optional<Sums<T>> feature_sums, value_sums;
+
+  int64_t blocks() const { return features.blocks(); }
+  void pack(int64_t batch, int64_t item, int64_t block, int64_t row_block) const {
+    const int64_t rows = round_up(features.count(block), row_block);
+    features.pack(batch, item, block);
+    if (value) {
+      value->pack(batch, item, block);
+    }
+    if (grad_out) {
+      grad_out->pack(batch, item, block);
+    }
+    if (feature_sums) {
+      feature_sums->clear(item, block, rows);
+    }
+    if (value_sums) {
+      value_sums->clear(item, block, rows);
+    }
+  }
+};
+
+// All tasks of a few batch items.
+template <typename T, typename Element>
+struct Backward {
   const Kernels<T>& run;
-  bool as_queries, as_keys;
-  // The two sides of the scores, and what belongs to the keys and to the queries among them.
-  Matrices<const Element> resident, streamed, value, grad_out;
-  std::optional<Matrices<Element>> grad_resident, grad_value;
+  bool shared, with_gradient, with_values;
+  const Side<T, Element>&queries, &keys;  // one object if shared
+  Schedule schedule;
   T scale;
   RowStatistics<T> rows;
-  int64_t query_tokens;
+  int64_t query_tokens, query_capacity, key_capacity;
 
-  bool with_query_product() const { return as_queries && grad_resident.has_value(); }
-  bool with_key_product() const { return as_keys && grad_resident.has_value(); }
-  bool with_weights() const { return grad_value.has_value(); }
-
-  int64_t channels() const { return resident.channels; }
-  int64_t value_channels() const { return value.channels; }
-  int64_t width() const { return grad_resident ? round_up(channels(), run.columns) : 0; }
-  int64_t value_width() const {
-    return with_weights() ? round_up(value_channels(), run.columns) : 0;
-  }
-
-  // Where the parts of a packed tile of streamed tokens begin, and its size, per token. A part that
-  // is not needed takes nothing.
-  struct Layout {
-    int64_t scores, query_product, key_product, gradient, weights, total;
-  };
-  Layout layout() const {
-    Layout at{};
-    at.query_product = channels();
-    at.key_product = at.query_product + (with_query_product() ? value_channels() : 0);
-    at.gradient = at.key_product + (with_key_product() ? value_channels() : 0);
-    at.weights = at.gradient + width();
-    at.total = at.weights + value_width();
-    return at;
-  }
-
-  // The memory of one worker: three tiles, the resident operands, the sums.
+  // The memory of one worker: four tiles and the resident operands.
   struct Scratch {
-    T *scores, *query_product, *key_product, *result;
-    T *own, *own_grad_out, *own_value;
-    T *sums, *value_sums, *one;
+    T *scores, *query_product, *key_product, *gradient;
+    T *features, *grad_out, *value;
   };
+  int64_t value_width() const { return queries.grad_out->width(); }
+  int64_t tiles() const { return (run.per_unit == 1 ? 3 : 4) * kStream * kResident; }
   int64_t scratch_size() const {
-    return kResident *
-           (3 * kStream + channels() + 2 * value_channels() + width() + value_width() + 1);
+    return tiles() + kResident * (queries.features.width() + 2 * value_width());
   }
   Scratch divide(T* memory) const {
+    constexpr int64_t kTile = kStream * kResident;
     Scratch at{};
     at.scores = memory;
-    at.query_product = at.scores + kStream * kResident;
-    at.key_product = at.query_product + kStream * kResident;
-    at.result = as_queries ? at.query_product : at.key_product;
-    at.own = at.key_product + kStream * kResident;
-    at.own_grad_out = at.own + kResident * channels();
-    at.own_value = at.own_grad_out + kResident * value_channels();
-    at.sums = at.own_value + kResident * value_channels();
-    at.value_sums = at.sums + kResident * width();
-    at.one = at.value_sums + kResident * value_width();
+    at.query_product = at.scores + kTile;
+    at.key_product = at.query_product + kTile;
+    at.gradient = run.per_unit == 1 ? at.query_product : at.key_product + kTile;
+    at.features = memory + tiles();
+    at.grad_out = at.features + kResident * queries.features.width();
+    at.value = at.grad_out + kResident * value_width();
     return at;
-  }
-
-  // Packs one tile of streamed tokens, part after part.
-  void pack_tile(int64_t batch, int64_t token, T* tile) const {
-    const int64_t count = std::min(kStream, streamed.tokens - token);
-    const Layout at = layout();
-    pack_by_token(streamed, batch, token, count, run.rows, tile);
-    if (with_query_product()) {
-      pack_by_token(value, batch, token, count, run.rows, tile + kStream * at.query_product);
-    }
-    if (with_key_product()) {
-      pack_by_token(grad_out, batch, token, count, run.rows, tile + kStream * at.key_product);
-    }
-    if (grad_resident) {
-      pack_by_channel(streamed, batch, token, count, run.columns, tile + kStream * at.gradient);
-    }
-    if (with_weights()) {
-      pack_by_channel(grad_out, batch, token, count, run.columns, tile + kStream * at.weights);
-    }
   }
 
   // Recomputes the scores of one tile and turns them into weights and gradients of the scores.
-  void differentiate(const T* tile, int64_t batch, int64_t start, int64_t token,
-                     const Scratch& at) const {
-    const int64_t used = std::min(kResident, resident.tokens - start);
-    const int64_t count = std::min(kStream, streamed.tokens - token);
-    const int64_t groups = ceil_div(count, run.rows), depth = value_channels();
-    const int64_t mine = batch * query_tokens + start, theirs = batch * query_tokens + token;
-    const Layout part = layout();
-    const auto kernel = !grad_resident ? run.weights
-                        : !as_keys     ? run.gradient_of_queries
-                        : as_queries   ? run.gradient_of_both
-                                       : run.gradient_of_keys;
+  void differentiate(int64_t batch, int64_t item, const Schedule::Task& task, int64_t start,
+                     int64_t used, const Scratch& at) const {
+    const int64_t block = task.key_block, count = keys.features.count(block);
+    const int64_t groups = ceil_div(count, run.rows);
+    const int64_t mine = batch * query_tokens + task.query_block * query_capacity + start;
+    const int64_t theirs = shared ? batch * query_tokens + block * key_capacity : 0;
+    const auto multiply = [&](const Packed<T, Element>& left, const T* right, int64_t column,
+                              T factor, T* tile) {
+      run.product(left.left(item, block), left.left_panel(), groups, right + column * left.width(),
+                  left.depth(), factor, tile + column);
+    };
+    const auto kernel = shared ? (with_gradient ? run.gradient_of_both : run.weights_of_both)
+                               : (with_gradient ? run.gradient_of_queries : run.weights_of_queries);
     for (int64_t column = 0; column < used; column += run.columns) {
-      run.product(tile, groups, at.own + column * channels(), channels(), scale,
-                  at.scores + column);
-      if (with_query_product()) {
-        run.product(tile + kStream * part.query_product, groups, at.own_grad_out + column * depth,
-                    depth, T(1), at.query_product + column);
+      multiply(keys.features, at.features, column, scale, at.scores);
+      if (with_gradient) {
+        multiply(*keys.value, at.grad_out, column, T(1), at.query_product);
       }
-      if (with_key_product()) {
-        run.product(tile + kStream * part.key_product, groups, at.own_value + column * depth, depth,
-                    T(1), at.key_product + column);
+      if (with_gradient && shared) {
+        multiply(*keys.grad_out, at.value, column, T(1), at.key_product);
       }
-      const GradientTile<T> step{at.scores + column,       at.query_product + column,
-                                 at.key_product + column,  at.result + column,
-                                 rows.lse + mine + column, rows.delta + mine + column,
-                                 rows.lse + theirs,        rows.delta + theirs};
+      const GradientTile<T> step{at.scores + column,
+                                 at.query_product + column,
+                                 at.key_product + column,
+                                 at.gradient + column,
+                                 rows.lse + mine + column,
+                                 rows.delta + mine + column,
+                                 rows.lse + theirs,
+                                 rows.delta + theirs,
+                                 column,
+                                 used};
       kernel(step, count);
     }
   }
 
-  // Gathers the gradients of one block of resident tokens from all streamed tokens.
-  void block(const T* packed, int64_t batch, int64_t start, T* memory) const {
-    const int64_t used = std::min(kResident, resident.tokens - start);
-    const int64_t groups = ceil_div(used, run.rows);
-    const Layout part = layout();
-    const Scratch at = divide(memory);
-    pack_by_token(resident, batch, start, used, run.columns, at.own);
-    if (with_query_product()) {
-      pack_by_token(grad_out, batch, start, used, run.columns, at.own_grad_out);
-    }
-    if (with_key_product()) {
-      pack_by_token(value, batch, start, used, run.columns, at.own_value);
-    }
-    std::fill(at.sums, at.one, T(0));
-    std::fill(at.one, at.one + kResident, T(1));
-    for (int64_t token = 0; token < streamed.tokens; token += kStream) {
-      const int64_t count = std::min(kStream, streamed.tokens - token);
-      const T* const tile = packed + token * part.total;
-      differentiate(tile, batch, start, token, at);
-      for (int64_t channel = 0; channel < value_width(); channel += run.columns) {
-        run.accumulate(at.scores, groups, tile + kStream * part.weights + channel * count, count,
-                       at.one, at.value_sums + channel, value_width());
-      }
-      for (int64_t channel = 0; channel < width(); channel += run.columns) {
-        run.accumulate(at.result, groups, tile + kStream * part.gradient + channel * count, count,
-                       at.one, at.sums + channel, width());
-      }
-    }
-    if (grad_resident) {
-      unpack(at.sums, width(), *grad_resident, batch, start, used,
-             [this](int64_t, T sum) { return sum * scale; });
-    }
-    if (grad_value) {
-      unpack(at.value_sums, value_width(), *grad_value, batch, start, used,
-             [](int64_t, T sum) { return sum; });
+  // sums[query] += tile read by columns * terms of the keys.
+  void add_to_queries(const T* tile, const Packed<T, Element>& of_keys, int64_t item,
+                      int64_t key_block, int64_t start, int64_t used, const Sums<T>& sums,
+                      T* target) const {
+    const int64_t depth = ceil_div(of_keys.count(key_block), run.per_unit);
+    const T* terms = of_keys.terms(item, key_block);
+    target += start * run.columns;
+    for (int64_t channel = 0; channel < sums.width(); channel += run.columns) {
+      run.add_by_columns(tile, ceil_div(used, run.rows), terms, depth,
+                         target + channel * query_capacity);
+      terms += of_keys.terms_panel();
     }
   }
 
-  void execute(const torch::stable::Tensor& like, int64_t batches) const {
-    if (!grad_resident && !grad_value) {
-      return;
+  // sums[key] += tile read by rows * terms of the queries.
+  void add_to_keys(const T* tile, const Packed<T, Element>& of_queries, int64_t item,
+                   int64_t query_block, int64_t start, int64_t used, int64_t count,
+                   const Sums<T>& sums, T* target) const {
+    const T* terms =
+        of_queries.terms(item, query_block) + start / run.per_unit * int64_t{run.columns};
+    for (int64_t channel = 0; channel < sums.width(); channel += run.columns) {
+      run.add_by_rows(tile, ceil_div(count, run.rows), terms, ceil_div(used, run.per_unit),
+                      target + channel * key_capacity);
+      terms += of_queries.terms_panel();
     }
-    const int64_t tiles = ceil_div(streamed.tokens, kStream);
-    const int64_t blocks = ceil_div(resident.tokens, kResident);
-    const int64_t at_once = batches_at_once(batches, tiles);
-    const int64_t tile_size = kStream * layout().total;
-    const int64_t workers = worker_count(at_once * std::max(tiles, blocks));
-    const Buffer<T> packed(like, at_once * tiles * tile_size);
-    const Buffer<T> scratch(like, workers * scratch_size());
-    std::fill(scratch.data(), scratch.data() + workers * scratch_size(), T(0));
+  }
+
+  // Adds to the gradients what one block of queries and one block of keys give them.
+  void pair(int64_t batch, int64_t item, const Schedule::Task& task, T* memory) const {
+    const Scratch at = divide(memory);
+    const int64_t query = task.query_block, key = task.key_block;
+    const int64_t tokens = queries.features.count(query), count = keys.features.count(key);
+    const bool to_itself = shared && query == key;
+    for (int64_t start = 0; start < tokens; start += kResident) {
+      const int64_t used = std::min(kResident, tokens - start);
+      queries.features.as_right(item, query, start, at.features);
+      if (with_gradient) {
+        queries.grad_out->as_right(item, query, start, at.grad_out);
+      }
+      if (with_gradient && shared) {
+        queries.value->as_right(item, query, start, at.value);
+      }
+      differentiate(batch, item, task, start, used, at);
+      if (shared && with_values) {
+        add_to_queries(at.scores, *keys.grad_out, item, key, start, used, *queries.value_sums,
+                       queries.value_sums->at(item, 0, query));
+      }
+      if (queries.feature_sums) {
+        add_to_queries(at.gradient, keys.features, item, key, start, used, *queries.feature_sums,
+                       queries.feature_sums->at(item, task.query_copy, query));
+      }
+      if (keys.value_sums && !to_itself) {
+        add_to_keys(at.key_product, *queries.grad_out, item, query, start, used, count,
+                    *keys.value_sums, keys.value_sums->at(item, task.key_copy, key));
+      }
+      if (keys.feature_sums && !to_itself) {
+        add_to_keys(at.query_product, queries.features, item, query, start, used, count,
+                    *keys.feature_sums, keys.feature_sums->at(item, task.key_copy, key));
+      }
+    }
+  }
+};
+
+// Packs, runs all pairs and writes the gradients, a few batch items at a time.
+template <typename T, typename Element>
+struct Gradients {
+  const Backward<T, Element>& work;
+  std::optional<Matrices<Element>> grad_query, grad_key, grad_value;
+
+  void execute(const torch::stable::Tensor& like, int64_t batches, int64_t at_once) const {
+    const Schedule& schedule = work.schedule;
+    const int64_t workers = worker_count(at_once * schedule.most_tasks());
+    const Buffer<T> scratch(like, workers * work.scratch_size());
+    std::fill(scratch.data(), scratch.data() + workers * work.scratch_size(), T(0));
     for (int64_t first = 0; first < batches; first += at_once) {
       const int64_t here = std::min(at_once, batches - first);
-      run_tasks(here * tiles, workers, [&](int64_t, int64_t index) {
-        pack_tile(first + index / tiles, index % tiles * kStream,
-                  packed.data() + index * tile_size);
+      each_block(here, [&](const Side<T, Element>& side, int64_t item, int64_t block) {
+        side.pack(first + item, item, block, work.run.rows);
       });
-      run_tasks(here * blocks, workers, [&](int64_t worker, int64_t index) {
-        const int64_t item = index / blocks;
-        block(packed.data() + item * tiles * tile_size, first + item, index % blocks * kResident,
-              scratch.data() + worker * scratch_size());
+      schedule.run(here, workers, [&](int64_t worker, int64_t item, const BlockPair& pair) {
+        work.pair(first + item, item, schedule.task(pair),
+                  scratch.data() + worker * work.scratch_size());
       });
+      each_block(here, [&](const Side<T, Element>& side, int64_t item, int64_t block) {
+        write(side, first + item, item, block);
+      });
+    }
+  }
+
+  // Calls task(side, item, block) for all blocks of both sides, or of the one that is both.
+  template <typename Task>
+  void each_block(int64_t items, const Task& task) const {
+    const int64_t of_queries = work.queries.blocks();
+    const int64_t of_keys = work.shared ? 0 : work.keys.blocks(), blocks = of_queries + of_keys;
+    run_tasks(items * blocks, worker_count(items * blocks), [&](int64_t, int64_t index) {
+      const int64_t item = index / blocks, block = index % blocks;
+      if (block < of_queries) {
+        task(work.queries, item, block);
+      } else {
+        task(work.keys, item, block - of_queries);
+      }
+    });
+  }
+
+  void write(const Side<T, Element>& side, int64_t batch, int64_t item, int64_t block) const {
+    const auto& grad_features = &side == &work.queries ? grad_query : grad_key;
+    const int64_t count = side.features.count(block), capacity = side.features.capacity();
+    const int64_t rows = round_up(count, work.run.rows), start = block * capacity;
+    const Panels panels{work.run.columns, capacity * work.run.columns};
+    if (grad_features) {
+      unpack(work.run, side.feature_sums->total(item, block, rows), panels, *grad_features, batch,
+             start, count, [this](int64_t, T sum) { return sum * work.scale; });
+    }
+    if (side.value_sums) {
+      unpack(work.run, side.value_sums->total(item, block, rows), panels, *grad_value, batch, start,
+             count, [](int64_t, T sum) { return sum; });
     }
   }
 };
@@ -232,14 +280,22 @@ void row_statistics(const Matrices<const Element>& out,
     T* const right = left + size;
     T* const rest = right + size;
     T* const sums = rest + size;
-    pack_by_token(grad_out, batch, start, used, run.columns, left);
-    pack_by_token(out, batch, start, used, run.columns, right);
+    pack_by_token(run, grad_out, batch, start, used, left);
+    pack_by_token(run, out, batch, start, used, right);
     if (residual) {
-      pack_by_token(*residual, batch, start, used, run.columns, rest);
+      pack_by_token(run, *residual, batch, start, used, rest);
       std::transform(right, right + size, rest, right, std::plus<T>());
     }
     run.dot(left, right, out.channels, sums);
-    std::copy(sums, sums + used, delta + batch * tokens + start);
+    // An infinite gradient makes every score gradient of its row NaN in the plain formula: infinity
+    // minus a sum with that infinity.
+    T nothing[kMaxPanel] = {};
+    for (int64_t at = 0; at < size; at += run.columns) {
+      for (int column = 0; column < run.columns; ++column) {
+        nothing[column] += left[at + column] - left[at + column];
+      }
+    }
+    std::transform(sums, sums + used, nothing, delta + batch * tokens + start, std::plus<T>());
   });
 }
 
@@ -251,39 +307,65 @@ void backward(const torch::stable::Tensor& grad_out, const torch::stable::Tensor
               const std::optional<torch::stable::Tensor>& grad_query,
               const std::optional<torch::stable::Tensor>& grad_key,
               const std::optional<torch::stable::Tensor>& grad_value) {
+  const bool with_gradient = grad_query || grad_key, with_values = grad_value.has_value();
+  if (!with_gradient && !with_values) {
+    return;
+  }
+  const Kernels<T>& run = kernels_for<T, Element>();
   const auto q = matrices<const Element>(query), g = matrices<const Element>(grad_out);
-  const auto v = matrices<const Element>(value);
+  const auto k = key ? matrices<const Element>(*key) : q, v = matrices<const Element>(value);
   const int64_t batches = query.size(0), rows = batches * q.tokens + kResident;
   const Buffer<T> row_lse(query, rows), delta(query, rows);
   row_statistics(matrices<const Element>(out), maybe_matrices<const Element>(residual), g, lse,
                  row_lse.data(), delta.data());
-  const RowStatistics<T> statistics{row_lse.data(), delta.data()};
-  const auto pass = [&](bool as_queries, bool as_keys, const Matrices<const Element>& resident,
-                        const Matrices<const Element>& streamed, const auto& grad_resident,
-                        const auto& grad_weights) {
-    const BackwardPass<T, Element> work{kernels<T>(),
-                                        as_queries,
-                                        as_keys,
-                                        resident,
-                                        streamed,
-                                        v,
-                                        g,
-                                        grad_resident,
-                                        grad_weights,
-                                        static_cast<T>(scale),
-                                        statistics,
-                                        q.tokens};
-    work.execute(query, batches);
+
+  const int64_t query_capacity = block_capacity(q.tokens), key_capacity = block_capacity(k.tokens);
+  const Schedule schedule(!key, ceil_div(q.tokens, query_capacity),
+                          ceil_div(k.tokens, key_capacity));
+  const int64_t at_once = batches_at_once(batches, schedule.most_tasks());
+  const auto packed = [&](const Matrices<const Element>& from, int64_t capacity, bool as_left,
+                          bool as_terms) {
+    return Packed<T, Element>(query, run, from, capacity, at_once, as_left, as_terms);
   };
-  const std::optional<Matrices<Element>> none;
-  if (!key) {
-    pass(grad_query.has_value(), true, q, q, maybe_matrices<Element>(grad_query),
-         maybe_matrices<Element>(grad_value));
-    return;
+  const auto sums = [&](bool wanted, int64_t capacity, int64_t blocks, int64_t channels,
+                        int64_t copies) {
+    return wanted ? std::optional<Sums<T>>(std::in_place, query, run, capacity, blocks, channels,
+                                           at_once, copies)
+                  : std::nullopt;
+  };
+  Side<T, Element> queries{packed(q, query_capacity, true, with_gradient), {}, {}, {}, {}};
+  queries.grad_out.emplace(packed(g, query_capacity, with_gradient, with_values));
+  queries.feature_sums = sums(grad_query.has_value(), query_capacity, queries.blocks(), q.channels,
+                              schedule.query_copies());
+  std::optional<Side<T, Element>> others;
+  if (key) {
+    others.emplace(
+        Side<T, Element>{packed(k, key_capacity, true, grad_query.has_value()), {}, {}, {}, {}});
+    others->feature_sums = sums(grad_key.has_value(), key_capacity, others->blocks(), k.channels,
+                                schedule.key_copies());
   }
-  const auto k = matrices<const Element>(*key);
-  pass(true, false, q, k, maybe_matrices<Element>(grad_query), none);
-  pass(false, true, k, q, maybe_matrices<Element>(grad_key), maybe_matrices<Element>(grad_value));
+  Side<T, Element>& keys = key ? *others : queries;
+  if (with_gradient) {
+    keys.value.emplace(packed(v, key_capacity, true, false));
+  }
+  keys.value_sums =
+      sums(with_values, key_capacity, keys.blocks(), v.channels, schedule.key_copies());
+  const Backward<T, Element> work{run,
+                                  !key,
+                                  with_gradient,
+                                  with_values,
+                                  queries,
+                                  keys,
+                                  schedule,
+                                  static_cast<T>(scale),
+                                  {row_lse.data(), delta.data()},
+                                  q.tokens,
+                                  query_capacity,
+                                  key_capacity};
+  const Gradients<T, Element> gradients{work, maybe_matrices<Element>(grad_query),
+                                        maybe_matrices<Element>(grad_key),
+                                        maybe_matrices<Element>(grad_value)};
+  gradients.execute(query, batches, at_once);
 }
 
 }  // namespace ocnet::cpu

@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: MIT
-// Forward pass: query blocks stay, keys and values stream past, the softmax runs along.
+// Forward pass. Queries and keys apart: query blocks stay, keys and values stream past, the softmax
+// runs along. Tokens that attend to themselves: every pair of blocks is met once, because its tile
+// of scores read by columns and by rows serves both; run_rounds gives each block its pairs one
+// after another in a fixed order.
 #pragma once
 
 #include <cmath>
@@ -8,102 +11,247 @@
 
 #include "kernels.h"
 #include "matrix.h"
+#include "packed.h"
 #include "runtime.h"
+#include "schedule.h"
+#include "sums.h"
 
 namespace ocnet::cpu {
+
+// Where the results of a forward pass go.
+template <typename T, typename Element>
+struct ForwardResults {
+  Matrices<Element> out;
+  std::optional<Matrices<Element>> residual;
+  T* lse;
+
+  // Writes `count` rows from their sums, maxima and totals.
+  void write(const Kernels<T>& run, int64_t batch, int64_t start, int64_t count, const T* sums,
+             int64_t capacity, const T* maximum, const T* total) const {
+    const Panels panels{run.columns, capacity * run.columns};
+    unpack(run, sums, panels, out, batch, start, count,
+           [&](int64_t row, T sum) { return sum / total[row]; });
+    if (residual) {
+      unpack(run, sums, panels, *residual, batch, start, count, [&](int64_t row, T sum) {
+        const T exact = sum / total[row];
+        return exact - T(widen(static_cast<Element>(exact)));
+      });
+    }
+    for (int64_t row = 0; row < count; ++row) {
+      lse[batch * out.tokens + start + row] = maximum[row] + std::log(total[row]);
+    }
+  }
+};
 
 // What one task of the forward pass needs besides its own index.
 template <typename T, typename Element>
 struct Forward {
   const Kernels<T>& run;
   Matrices<const Element> query;
-  Matrices<Element> out;
-  std::optional<Matrices<Element>> residual;
-  int64_t streamed;
+  const Packed<T, Element>&keys, &values;
+  ForwardResults<T, Element> results;
   T scale;
-  T* lse;
 
-  int64_t value_width() const { return round_up(out.channels, run.columns); }
   int64_t scratch_size() const {
-    return kStream * kResident + kResident * (query.channels + value_width() + 3);
+    return kStream * kResident + kResident * (keys.width() + values.sum_width() + 3);
   }
 
   // Attends from one block of resident queries to all tokens of a batch item.
-  void block(const T* keys, const T* values, int64_t batch, int64_t start, T* scratch) const {
-    const int64_t used = std::min(kResident, query.tokens - start), width = value_width();
+  void block(int64_t batch, int64_t item, int64_t start, T* scratch) const {
+    const int64_t used = std::min(kResident, query.tokens - start), columns = run.columns;
     T* const tile = scratch;
     T* const resident = tile + kStream * kResident;
-    T* const sums = resident + kResident * query.channels;
-    T* const maximum = sums + kResident * width;
+    T* const sums = resident + kResident * keys.width();
+    T* const maximum = sums + kResident * values.sum_width();
     T* const total = maximum + kResident;
     T* const factor = total + kResident;
-    pack_by_token(query, batch, start, used, run.columns, resident);
-    std::fill(sums, sums + kResident * width, T(0));
-    std::fill(maximum, maximum + kResident, -std::numeric_limits<T>::infinity());
+    pack_right(batch, start, used, resident);
+    std::fill(sums, maximum, T(0));
+    std::fill(maximum, total, -std::numeric_limits<T>::infinity());
     std::fill(total, factor + kResident, T(0));
-    for (int64_t token = 0; token < streamed; token += kStream) {
-      const int64_t count = std::min(kStream, streamed - token);
-      for (int64_t column = 0; column < used; column += run.columns) {
-        run.product(keys + token * query.channels, ceil_div(count, run.rows),
-                    resident + column * query.channels, query.channels, scale, tile + column);
+    for (int64_t block = 0; block < keys.blocks(); ++block) {
+      const int64_t count = keys.count(block);
+      for (int64_t column = 0; column < used; column += columns) {
+        run.product(keys.left(item, block), keys.left_panel(), ceil_div(count, run.rows),
+                    resident + column * keys.width(), keys.depth(), scale, tile + column);
         run.softmax(tile + column, count, maximum + column, total + column, factor + column);
       }
-      for (int64_t channel = 0; channel < width; channel += run.columns) {
-        run.accumulate(tile, ceil_div(used, run.rows), values + token * width + channel * count,
-                       count, factor, sums + channel, width);
+      const T* terms = values.terms(item, block);
+      for (int64_t channel = 0; channel < values.sum_width(); channel += columns) {
+        run.accumulate(tile, ceil_div(used, run.rows), terms, ceil_div(count, run.per_unit), factor,
+                       sums + channel * kResident, columns);
+        terms += values.terms_panel();
       }
     }
-    unpack(sums, width, out, batch, start, used,
-           [&](int64_t row, T sum) { return sum / total[row]; });
-    if (residual) {
-      unpack(sums, width, *residual, batch, start, used, [&](int64_t row, T sum) {
-        const T exact = sum / total[row];
-        return exact - T(widen(static_cast<Element>(exact)));
-      });
+    results.write(run, batch, start, used, sums, kResident, maximum, total);
+  }
+
+  // The queries themselves as a right operand: panels of tokens.
+  void pack_right(int64_t batch, int64_t start, int64_t used, T* target) const {
+    const int64_t per_unit = run.per_unit, channels = query.channels;
+    const Units units{keys.depth(),
+                      used,
+                      per_unit * query.channel_stride,
+                      query.token_stride,
+                      query.channel_stride,
+                      channels % per_unit ? channels / per_unit : -1,
+                      -1};
+    pack_units(run, query.at(batch, start), units, keys.width(), target);
+  }
+};
+
+// Tokens that attend to themselves.
+template <typename T, typename Element>
+struct SharedForward {
+  const Kernels<T>& run;
+  const Packed<T, Element>&features, &values;
+  const Sums<T>& sums;
+  ForwardResults<T, Element> results;
+  T scale;
+  T* statistics;  // maximum and total of every token of every block
+
+  int64_t capacity() const { return features.capacity(); }
+  T* maximum(int64_t item, int64_t block) const {
+    return statistics + (item * features.blocks() + block) * 2 * capacity();
+  }
+  T* total(int64_t item, int64_t block) const { return maximum(item, block) + capacity(); }
+  int64_t scratch_size() const {
+    return 2 * kStream * kResident + kStream + kResident * features.width();
+  }
+
+  void prepare(int64_t batch, int64_t item, int64_t block) const {
+    features.pack(batch, item, block);
+    values.pack(batch, item, block);
+    sums.clear(item, block, round_up(features.count(block), run.rows));
+    T* const highest = maximum(item, block);
+    std::fill(highest, highest + capacity(), -std::numeric_limits<T>::infinity());
+    std::fill(highest + capacity(), highest + 2 * capacity(), T(0));
+  }
+
+  void write(int64_t batch, int64_t item, int64_t block) const {
+    results.write(run, batch, block * capacity(), features.count(block), sums.at(item, 0, block),
+                  capacity(), maximum(item, block), total(item, block));
+  }
+
+  // What the tokens of two blocks take from each other. The columns of a tile are from the first.
+  void pair(int64_t item, const BlockPair& blocks, T* scratch) const {
+    const int64_t tokens = features.count(blocks.first), count = features.count(blocks.second);
+    T* const tile = scratch;
+    T* const weights = tile + kStream * kResident;
+    T* const factor = weights + kStream * kResident;
+    T* const resident = factor + kStream;
+    for (int64_t start = 0; start < tokens; start += kResident) {
+      const int64_t used = std::min(kResident, tokens - start);
+      features.as_right(item, blocks.first, start, resident);
+      for (int64_t column = 0; column < used; column += run.columns) {
+        run.product(features.left(item, blocks.second), features.left_panel(),
+                    ceil_div(count, run.rows), resident + column * features.width(),
+                    features.depth(), scale, tile + column);
+      }
+      if (blocks.first != blocks.second) {
+        run.softmax_by_rows(tile, count, used, weights, maximum(item, blocks.second),
+                            total(item, blocks.second), factor);
+        add_to_rows(item, blocks, start, used, weights, factor);
+      }
+      for (int64_t column = 0; column < used; column += run.columns) {
+        const int64_t at = start + column;
+        run.softmax(tile + column, count, maximum(item, blocks.first) + at,
+                    total(item, blocks.first) + at, factor + column);
+      }
+      add_to_columns(item, blocks, start, used, tile, factor);
     }
-    for (int64_t row = 0; row < used; ++row) {
-      lse[batch * query.tokens + start + row] = maximum[row] + std::log(total[row]);
+  }
+
+  void add_to_rows(int64_t item, const BlockPair& blocks, int64_t start, int64_t used,
+                   const T* weights, const T* factor) const {
+    const int64_t groups = ceil_div(features.count(blocks.second), run.rows);
+    const T* terms = values.terms(item, blocks.first) + start / run.per_unit * int64_t{run.columns};
+    T* output = sums.at(item, 0, blocks.second);
+    for (int64_t channel = 0; channel < sums.width(); channel += run.columns) {
+      run.accumulate_by_rows(weights, groups, terms, ceil_div(used, run.per_unit), factor, output);
+      terms += values.terms_panel();
+      output += capacity() * run.columns;
+    }
+  }
+
+  void add_to_columns(int64_t item, const BlockPair& blocks, int64_t start, int64_t used,
+                      const T* tile, const T* factor) const {
+    const int64_t depth = ceil_div(features.count(blocks.second), run.per_unit);
+    const T* terms = values.terms(item, blocks.second);
+    T* output = sums.at(item, 0, blocks.first) + start * run.columns;
+    for (int64_t channel = 0; channel < sums.width(); channel += run.columns) {
+      run.accumulate(tile, ceil_div(used, run.rows), terms, depth, factor, output, run.columns);
+      terms += values.terms_panel();
+      output += capacity() * run.columns;
     }
   }
 };
 
 template <typename T, typename Element>
-void forward(const torch::stable::Tensor& query, const torch::stable::Tensor& key,
+void shared_forward(const torch::stable::Tensor& query, const torch::stable::Tensor& value,
+                    double scale, const ForwardResults<T, Element>& results) {
+  const Kernels<T>& run = kernels_for<T, Element>();
+  const auto tokens = matrices<const Element>(query), v = matrices<const Element>(value);
+  const int64_t batches = query.size(0), capacity = block_capacity(tokens.tokens);
+  const int64_t blocks = ceil_div(tokens.tokens, capacity);
+  const Schedule schedule(true, blocks, blocks);
+  const int64_t at_once = batches_at_once(batches, schedule.most_tasks());
+  const Packed<T, Element> features(query, run, tokens, capacity, at_once, true, false);
+  const Packed<T, Element> values(query, run, v, capacity, at_once, false, true);
+  const Sums<T> sums(query, run, capacity, blocks, v.channels, at_once, 1);
+  const Buffer<T> statistics(query, at_once * blocks * 2 * capacity);
+  const SharedForward<T, Element> pass{
+      run, features, values, sums, results, static_cast<T>(scale), statistics.data()};
+  const int64_t workers = worker_count(at_once * schedule.most_tasks());
+  const Buffer<T> scratch(query, workers * pass.scratch_size());
+  std::fill(scratch.data(), scratch.data() + workers * pass.scratch_size(), T(0));
+  for (int64_t first = 0; first < batches; first += at_once) {
+    const int64_t here = std::min(at_once, batches - first), tasks = here * blocks;
+    run_tasks(tasks, worker_count(tasks), [&](int64_t, int64_t index) {
+      pass.prepare(first + index / blocks, index / blocks, index % blocks);
+    });
+    schedule.run(here, workers, [&](int64_t worker, int64_t item, const BlockPair& pair) {
+      pass.pair(item, pair, scratch.data() + worker * pass.scratch_size());
+    });
+    run_tasks(tasks, worker_count(tasks), [&](int64_t, int64_t index) {
+      pass.write(first + index / blocks, index / blocks, index % blocks);
+    });
+  }
+}
+
+template <typename T, typename Element>
+void forward(const torch::stable::Tensor& query, const std::optional<torch::stable::Tensor>& key,
              const torch::stable::Tensor& value, double scale, const torch::stable::Tensor& out,
              const torch::stable::Tensor& lse,
              const std::optional<torch::stable::Tensor>& residual) {
-  const auto keys = matrices<const Element>(key), values = matrices<const Element>(value);
-  const Forward<T, Element> pass{kernels<T>(),
-                                 matrices<const Element>(query),
-                                 matrices<Element>(out),
-                                 maybe_matrices<Element>(residual),
-                                 keys.tokens,
-                                 static_cast<T>(scale),
-                                 static_cast<T*>(lse.data_ptr())};
-  const int64_t tiles = ceil_div(keys.tokens, kStream);
-  const int64_t blocks = ceil_div(pass.query.tokens, kResident);
-  const int64_t batches = query.size(0), at_once = batches_at_once(batches, tiles);
-  const int64_t key_size = tiles * kStream * keys.channels;
-  const int64_t value_size = tiles * kStream * pass.value_width();
-  const int64_t workers = worker_count(at_once * std::max(tiles, blocks));
-  const Buffer<T> packed_keys(query, at_once * key_size);
-  const Buffer<T> packed_values(query, at_once * value_size);
+  const ForwardResults<T, Element> results{
+      matrices<Element>(out), maybe_matrices<Element>(residual), static_cast<T*>(lse.data_ptr())};
+  if (!key) {
+    shared_forward<T, Element>(query, value, scale, results);
+    return;
+  }
+  const Kernels<T>& run = kernels_for<T, Element>();
+  const auto queries = matrices<const Element>(query);
+  const int64_t batches = query.size(0), blocks = ceil_div(queries.tokens, kResident);
+  const int64_t at_once = batches_at_once(batches, blocks);
+  const Packed<T, Element> keys(query, run, matrices<const Element>(*key), kStream, at_once, true,
+                                false);
+  const Packed<T, Element> values(query, run, matrices<const Element>(value), kStream, at_once,
+                                  false, true);
+  const Forward<T, Element> pass{run, queries, keys, values, results, static_cast<T>(scale)};
+  const int64_t workers = worker_count(at_once * std::max(keys.blocks(), blocks));
   const Buffer<T> scratch(query, workers * pass.scratch_size());
   std::fill(scratch.data(), scratch.data() + workers * pass.scratch_size(), T(0));
   for (int64_t first = 0; first < batches; first += at_once) {
     const int64_t here = std::min(at_once, batches - first);
-    run_tasks(here * tiles, workers, [&](int64_t, int64_t index) {
-      const int64_t item = index / tiles, token = index % tiles * kStream;
-      const int64_t count = std::min(kStream, keys.tokens - token);
-      pack_by_token(keys, first + item, token, count, pass.run.rows,
-                    packed_keys.data() + item * key_size + token * keys.channels);
-      pack_by_channel(values, first + item, token, count, pass.run.columns,
-                      packed_values.data() + item * value_size + token * pass.value_width());
+    run_tasks(here * keys.blocks(), workers, [&](int64_t, int64_t index) {
+      const int64_t item = index / keys.blocks(), block = index % keys.blocks();
+      keys.pack(first + item, item, block);
+      values.pack(first + item, item, block);
     });
     run_tasks(here * blocks, workers, [&](int64_t worker, int64_t index) {
       const int64_t item = index / blocks;
-      pass.block(packed_keys.data() + item * key_size, packed_values.data() + item * value_size,
-                 first + item, index % blocks * kResident,
+      pass.block(first + item, item, index % blocks * kResident,
                  scratch.data() + worker * pass.scratch_size());
     });
   }

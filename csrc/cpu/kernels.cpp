@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: MIT
 #include "kernels.h"
 
-#include <cmath>
+#include <atomic>
 #include <cstring>
 #include <limits>
+#include <utility>
 
 #if defined(__GNUC__) || defined(__clang__)
 #define OCNET_VECTORS 1
@@ -29,6 +30,14 @@
 #define OCNET_X86 1
 #else
 #define OCNET_X86 0
+#endif
+
+// Whether the compiler knows the products of bfloat16 pairs.
+#if OCNET_X86 && (defined(__clang__) || __GNUC__ >= 10)
+#define OCNET_AVX512_BF16 1
+#include <immintrin.h>
+#else
+#define OCNET_AVX512_BF16 0
 #endif
 
 namespace ocnet::cpu {
@@ -83,6 +92,7 @@ constexpr T inverse_factorial(int n) {
 namespace portable {
 constexpr int kBytes = OCNET_VECTORS ? 16 : 1;
 constexpr int kRows = 6;
+#define OCNET_PAIRS 0
 #include "kernels_impl.h"
 }  // namespace portable
 
@@ -98,6 +108,8 @@ constexpr int kBytes = 32;
 constexpr int kRows = 6;
 #include "kernels_impl.h"
 }  // namespace avx2
+#undef OCNET_PAIRS
+#define OCNET_PAIRS 1
 #if defined(__clang__)
 #pragma clang attribute pop
 #pragma clang attribute push( \
@@ -112,6 +124,23 @@ constexpr int kBytes = 64;
 constexpr int kRows = 12;
 #include "kernels_impl.h"
 }  // namespace avx512
+#if OCNET_AVX512_BF16
+#if defined(__clang__)
+#pragma clang attribute pop
+#pragma clang attribute push(                                                          \
+    __attribute__((target("avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma"))), \
+    apply_to = function)
+#else
+#pragma GCC target("avx512bf16")
+#endif
+#define OCNET_PAIR_PRODUCT(sum, a, b) \
+  bit_copy<V>(_mm512_dpbf16_ps(sum, bit_copy<__m512bh>(a), bit_copy<__m512bh>(b)))
+namespace avx512bf16 {
+constexpr int kBytes = 64;
+constexpr int kRows = 12;
+#include "kernels_impl.h"
+}  // namespace avx512bf16
+#endif
 #if defined(__clang__)
 #pragma clang attribute pop
 #else
@@ -119,19 +148,29 @@ constexpr int kRows = 12;
 #endif
 #endif
 
+bool supports_avx512() {
+#if OCNET_X86
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+#else
+  return false;
+#endif
+}
+
 template <typename T>
 const Kernels<T>& choose() {
 #if OCNET_X86
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
-    return avx512::table<T>();
+  if (supports_avx512()) {
+    return avx512::table<avx512::Single<T>>();
   }
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
-    return avx2::table<T>();
+    return avx2::table<avx2::Single<T>>();
   }
 #endif
-  return portable::table<T>();
+  return portable::table<portable::Single<T>>();
 }
+
+std::atomic<bool> pairs_in_steps{false};
 
 }  // namespace
 
@@ -145,4 +184,28 @@ const Kernels<double>& kernels<double>() {
   return choose<double>();
 }
 
+const Kernels<float>* pair_kernels() {
+#if OCNET_X86
+  if (pairs_in_steps && supports_avx512()) {
+    return &avx512::table<avx512::Pair>();
+  }
+#endif
+#if OCNET_AVX512_BF16
+  if (__builtin_cpu_supports("avx512bf16") && supports_avx512()) {
+    return &avx512bf16::table<avx512bf16::Pair>();
+  }
+#endif
+  return nullptr;
+}
+
 }  // namespace ocnet::cpu
+
+#if OCNET_VECTORS
+// For the tests, which find it by its name in the loaded library: bfloat16 is multiplied in pairs
+// without the instruction for it, so that all around the instruction runs where it is missing.
+// Returns whether that is possible here.
+extern "C" __attribute__((visibility("default"))) bool ocnet_cpu_pairs_in_steps(bool wanted) {
+  ocnet::cpu::pairs_in_steps = wanted;
+  return ocnet::cpu::supports_avx512();
+}
+#endif

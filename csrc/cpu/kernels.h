@@ -2,68 +2,101 @@
 // The loops that take the time, once for every instruction set, chosen when the process runs.
 //
 // One tile holds the scores of kStream streamed tokens (rows) against kResident resident tokens
-// (columns), so a column is one softmax row and its statistics sit side by side in vectors. The
-// same tile read by columns is the left operand of the product that follows. All operands are
-// packed (matrix.h).
+// (columns). The resident tokens are queries, so a column is one softmax row and its statistics sit
+// side by side in vectors. Read by columns or by rows, a tile is the left operand of the products
+// that follow. All operands are packed (packed.h) and counted in units: a unit is one number of
+// type T, or two bfloat16 numbers in its place, whose products go into one sum together.
 #pragma once
 
 #include <cstdint>
 
 namespace ocnet::cpu {
 
-// 96 and 192 are multiples of every register block below; three tiles, two accumulators and three
-// resident blocks of 256 channels take 0.7 MB in fp32, so a core's second-level cache holds them
-// with the streamed panels.
+// Multiples of every register block and panel below. Tiles, resident operands and streamed operands
+// of 256 channels take about 1 MB in fp32 together: the size of a core's second-level cache.
 constexpr int64_t kResident = 96;
 constexpr int64_t kStream = 192;
 
+// No panel is wider.
+constexpr int64_t kMaxPanel = 32;
+
 // One column panel of a backward tile. Resident tokens as queries have P = exp(s - lse[resident])
-// and add P * (query_product - delta[resident]) to the result; as keys they have
-// P' = exp(s - lse[streamed]) and add P' * (key_product - delta[streamed]). Tokens that attend to
-// themselves are both.
+// and the score gradient P * (query_product - delta[resident]); as keys they have P' = exp(s -
+// lse[streamed]) and P' * (key_product - delta[streamed]). Tokens that attend to themselves are
+// both, and the gradient of their score is the sum.
 template <typename T>
 struct GradientTile {
-  T* scores;         // in: scaled scores, out: P' where the resident tokens are keys
-  T* query_product;  // in: <value streamed, grad_out resident>
-  T* key_product;    // in: <grad_out streamed, value resident>
-  T* result;         // out: gradient of the scaled scores; one of the two products
+  // In: scaled scores. Out: P', to be read by columns, where keys are resident.
+  T* scores;
+  // In: <value streamed, grad_out resident>. Out: the gradient, by rows.
+  T* query_product;
+  // In: <grad_out streamed, value resident>. Out: P, by rows.
+  T* key_product;
+  // Out: the gradient, by columns. query_product itself if a unit is one number.
+  T* gradient;
   const T* resident_lse;
   const T* resident_delta;
   const T* streamed_lse;
   const T* streamed_delta;
+  int64_t column;  // where the panel begins in its tile
+  int64_t used;    // columns of the whole tile that are tokens
 };
 
 template <typename T>
 struct Kernels {
-  int rows;     // of a register block, and the width of a packed panel of a left operand
-  int columns;  // of a register block, and the width of a packed panel of a right operand
+  int rows;      // of a register block
+  int columns;   // of a register block, and the width of every packed panel
+  int per_unit;  // numbers in a unit
 
-  // tile[streamed][column panel] = scale * left * right over `depth` channels; `groups` register
-  // blocks of streamed tokens. The scaled score is rounded here, once: scores, maxima and lse must
-  // not differ by a fused rounding.
-  void (*product)(const T* left, int64_t groups, const T* right, int64_t depth, T scale, T* tile);
+  // tile[streamed][column panel] = scale * left * right over `depth` units of channels; `groups`
+  // register blocks of streamed tokens. The scaled score is rounded here, once: scores, maxima and
+  // lse must not differ by a fused rounding.
+  void (*product)(const T* left, int64_t left_panel, int64_t groups, const T* right, int64_t depth,
+                  T scale, T* tile);
 
-  // output[row][column panel] = factor[row] * output + transpose(tile) * right over `depth`
-  // streamed tokens.
+  // output[column][panel] = factor[column] * output + transpose(tile) * right over `depth` units of
+  // streamed tokens, for `groups` register blocks of columns.
   void (*accumulate)(const T* tile, int64_t groups, const T* right, int64_t depth, const T* factor,
                      T* output, int64_t output_stride);
 
-  // result[column] = sum over `depth` of left * right for one panel of each.
+  // output[row][panel] = factor[row] * output + tile * right over units of columns.
+  void (*accumulate_by_rows)(const T* tile, int64_t groups, const T* right, int64_t depth,
+                             const T* factor, T* output);
+
+  // The same without factors.
+  void (*add_by_columns)(const T* tile, int64_t groups, const T* right, int64_t depth, T* output);
+  void (*add_by_rows)(const T* tile, int64_t groups, const T* right, int64_t depth, T* output);
+
+  // Transposes a block of one panel's width in both directions.
+  void (*transpose)(const T* source, int64_t source_stride, T* target, int64_t target_stride);
+
+  // result[column] = sum over `depth` numbers of left * right for one panel of each.
   void (*dot)(const T* left, const T* right, int64_t depth, T* result);
 
   // One step of the running softmax for one column panel: scores become weights relative to the new
-  // maximum, `sum` follows, and `factor` is what earlier accumulations must be multiplied by.
+  // maximum (by columns), `sum` follows, and `factor` is what earlier sums must be multiplied by.
   void (*softmax)(T* tile, int64_t streamed, T* maximum, T* sum, T* factor);
 
-  // One column panel: P' alone (for the value gradient), or with the gradients of the scores.
-  void (*weights)(const GradientTile<T>& tile, int64_t streamed);
+  // The same for the rows of a whole tile of `used` columns, into a second tile (by rows). Scores
+  // in the panels behind `used` become -inf.
+  void (*softmax_by_rows)(T* tile, int64_t streamed, int64_t used, T* weights, T* maximum, T* sum,
+                          T* factor);
+
+  // One column panel: weights alone (for the value gradient), or with the gradients of the scores.
+  // What is named is resident.
+  void (*weights_of_queries)(const GradientTile<T>& tile, int64_t streamed);
+  void (*weights_of_keys)(const GradientTile<T>& tile, int64_t streamed);
+  void (*weights_of_both)(const GradientTile<T>& tile, int64_t streamed);
   void (*gradient_of_queries)(const GradientTile<T>& tile, int64_t streamed);
   void (*gradient_of_keys)(const GradientTile<T>& tile, int64_t streamed);
   void (*gradient_of_both)(const GradientTile<T>& tile, int64_t streamed);
 };
 
-// The widest set this processor runs. Defined for float and double.
+// The widest set this processor runs, one number in a unit. Defined for float and double.
 template <typename T>
 const Kernels<T>& kernels();
+
+// Units of two bfloat16 numbers, or nullptr where the processor has no products of them.
+const Kernels<float>* pair_kernels();
 
 }  // namespace ocnet::cpu

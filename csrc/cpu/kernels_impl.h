@@ -79,64 +79,266 @@ constexpr int kWide = 2;
 template <typename T>
 constexpr int kPanel = kWide * kLanes<T>;
 
-// sum over depth of left[k * step + row] * right[k * panel + column], one fused chain in order of k
-// for each element. Stores scale * sum, or factor[row] * c + sum. Meanwhile it fetches what comes
-// next into the second-level cache: `ahead`, by `ahead_step` for each k.
-template <typename T, bool Accumulate>
-OCNET_INLINE void register_block(const T* left, int64_t step, const T* right, int64_t depth,
-                                 T scale, const T* factor, T* c, int64_t c_stride, const T* ahead,
-                                 int64_t ahead_step) {
+#if OCNET_VECTORS
+template <typename V, typename Index, int... I>
+OCNET_INLINE V shuffle(V a, V b, std::integer_sequence<int, I...>) {
+#if defined(__clang__)
+  return __builtin_shufflevector(a, b, Index::template at<I>...);
+#else
+  using Mask = decltype(a < b);
+  return __builtin_shuffle(a, b, Mask{Index::template at<I>...});
+#endif
+}
+
+// a[h], b[h], a[h + 1], b[h + 1] and so on, from the lower or the upper half.
+template <int Lanes, int Half>
+struct Interleaved {
+  template <int I>
+  static constexpr int at = Half * (Lanes / 2) + I / 2 + I % 2 * Lanes;
+};
+
+template <int Half, typename T>
+OCNET_INLINE Vector<T> interleave(Vector<T> a, Vector<T> b) {
+  return shuffle<Vector<T>, Interleaved<kLanes<T>, Half>>(
+      a, b, std::make_integer_sequence<int, kLanes<T>>());
+}
+
+// As often as the width has powers of two, vector i is interleaved with vector i + width / 2.
+template <typename T>
+OCNET_INLINE void transpose_square(const T* source, int64_t source_stride, T* target,
+                                   int64_t target_stride) {
   using V = Vector<T>;
-  V sums[kRows][kWide] = {};
-  for (int64_t k = 0; k < depth; ++k) {
-    OCNET_PREFETCH(ahead);
-    ahead += ahead_step;
-    const V first = load<V>(right), second = load<V>(right + kLanes<T>);
-    OCNET_UNROLL
-    for (int row = 0; row < kRows; ++row) {
-      const V element = fill<V>(left[row]);
-      sums[row][0] = element * first + sums[row][0];
-      sums[row][1] = element * second + sums[row][1];
-    }
-    left += step;
-    right += kPanel<T>;
+  constexpr int kSide = kLanes<T>;
+  V rows[kSide], next[kSide];
+  OCNET_UNROLL
+  for (int i = 0; i < kSide; ++i) {
+    rows[i] = load<V>(source + i * source_stride);
+    OCNET_PREFETCH(source + (i + kPanel<T>)*source_stride);
   }
   OCNET_UNROLL
-  for (int row = 0; row < kRows; ++row) {
-    for (int part = 0; part < kWide; ++part) {
-      T* target = c + row * c_stride + part * kLanes<T>;
-      const V sum = sums[row][part];
-      store<V>(target, Accumulate ? load<V>(target) * factor[row] + sum : sum * scale);
+  for (int width = kSide; width > 1; width /= 2) {
+    OCNET_UNROLL
+    for (int i = 0; i < kSide / 2; ++i) {
+      next[2 * i] = interleave<0, T>(rows[i], rows[i + kSide / 2]);
+      next[2 * i + 1] = interleave<1, T>(rows[i], rows[i + kSide / 2]);
+    }
+    OCNET_UNROLL
+    for (int i = 0; i < kSide; ++i) {
+      rows[i] = next[i];
+    }
+  }
+  OCNET_UNROLL
+  for (int i = 0; i < kSide; ++i) {
+    store<V>(target + i * target_stride, rows[i]);
+  }
+}
+#else
+template <typename T>
+OCNET_INLINE void transpose_square(const T* source, int64_t, T* target, int64_t) {
+  *target = *source;
+}
+#endif
+
+template <typename T>
+void transpose(const T* source, int64_t source_stride, T* target, int64_t target_stride) {
+  for (int i = 0; i < kPanel<T>; i += kLanes<T>) {
+    for (int j = 0; j < kPanel<T>; j += kLanes<T>) {
+      transpose_square(source + i * source_stride + j, source_stride,
+                       target + j * target_stride + i, target_stride);
     }
   }
 }
 
+// How numbers share a unit, and what becomes of weights and gradients when they are left operands.
+// `column` is where the panel begins in its tile; `target` points to it in the first row.
 template <typename T>
-void product(const T* left, int64_t groups, const T* right, int64_t depth, T scale, T* tile) {
+struct Single {
+  using Number = T;
+  using V = Vector<T>;
+  static constexpr int kPerUnit = 1;
+
+  static OCNET_INLINE V multiply_add(V a, V b, V sum) { return a * b + sum; }
+  static OCNET_INLINE V inside(V value, int64_t, int) { return value; }
+  static OCNET_INLINE void store_by_columns(T* target, int64_t row, const V (&values)[1][kWide]) {
+    for (int part = 0; part < kWide; ++part) {
+      store<V>(target + row * kResident + part * kLanes<T>, values[0][part]);
+    }
+  }
+  static OCNET_INLINE void store_by_rows(T* target, int64_t row, int64_t,
+                                         const V (&values)[1][kWide]) {
+    store_by_columns(target, row, values);
+  }
+};
+
+#if OCNET_PAIRS
+// Two bfloat16 numbers, rounded to nearest, the first in the lower half.
+struct Pair {
+  using Number = float;
+  using V = Vector<float>;
+  using B = Vector<uint32_t>;
+  static constexpr int kPerUnit = 2;
+
+  static OCNET_INLINE V multiply_add(V a, V b, V sum) {
+#if defined(OCNET_PAIR_PRODUCT)
+    return OCNET_PAIR_PRODUCT(sum, a, b);
+#else
+    // What the instruction does, in steps: the products are exact, both sums are rounded.
+    const B mask = fill<B>(uint32_t{0xffff0000u});
+    const B left = bit_copy<B>(a), right = bit_copy<B>(b);
+    sum = bit_copy<V>(left & mask) * bit_copy<V>(right & mask) + sum;
+    return bit_copy<V>(left << 16) * bit_copy<V>(right << 16) + sum;
+#endif
+  }
+  static OCNET_INLINE B rounded(V value) {
+    const B bits = bit_copy<B>(value);
+    return value != value ? bits | 0x400000u : bits + (0x7fffu + ((bits >> 16) & 1u));
+  }
+  // 0 from column `used` on: the number that shares its unit with the last token must be one that
+  // adds nothing.
+  static OCNET_INLINE V inside(V value, int64_t used, int part) {
+    B lane{};
+    for (int i = 0; i < kLanes<float>; ++i) {
+      lane[i] = static_cast<uint32_t>(part * kLanes<float> + i);
+    }
+    return lane < fill<B>(static_cast<uint32_t>(used)) ? value : V{};
+  }
+  static OCNET_INLINE void store_by_columns(float* target, int64_t row,
+                                            const V (&values)[2][kWide]) {
+    for (int part = 0; part < kWide; ++part) {
+      const B unit = (rounded(values[0][part]) >> 16) | (rounded(values[1][part]) & 0xffff0000u);
+      store<B>(target + row / 2 * kResident + part * kLanes<float>, unit);
+    }
+  }
+  struct UpperHalves {
+    template <int I>
+    static constexpr short at = 2 * I + 1;
+  };
+  static OCNET_INLINE void store_by_rows(float* target, int64_t row, int64_t column,
+                                         const V (&values)[2][kWide]) {
+    using Halves = Vector<short>;
+    static_assert(kWide == 2, "two vectors of numbers make one of units");
+    for (int i = 0; i < 2; ++i) {
+      const Halves first = bit_copy<Halves>(rounded(values[i][0]));
+      const Halves second = bit_copy<Halves>(rounded(values[i][1]));
+      store<Halves>(target + (row + i) * kResident - column / 2,
+                    shuffle<Halves, UpperHalves>(first, second,
+                                                 std::make_integer_sequence<int, kLanes<short>>()));
+    }
+  }
+};
+#endif
+
+enum class Then { kScale, kRescaleAndAdd, kAdd };
+
+// Sums of products over depth for one register block, each element one chain in order of depth,
+// which may come in pieces.
+template <typename U>
+struct RegisterBlock {
+  using T = typename U::Number;
+  using V = Vector<T>;
+  V sums[kRows][kWide] = {};
+
+  // sum += left[k * Step + row * RowStep] * right[k * panel + column]. Meanwhile it fetches what
+  // comes next into the second-level cache: `ahead`, by `ahead_step` for each k.
+  template <int64_t Step, int64_t RowStep>
+  OCNET_INLINE void add(const T* left, const T* right, int64_t depth, const T* ahead,
+                        int64_t ahead_step) {
+    for (int64_t k = 0; k < depth; ++k) {
+      OCNET_PREFETCH(ahead);
+      ahead += ahead_step;
+      const V first = load<V>(right), second = load<V>(right + kLanes<T>);
+      OCNET_UNROLL
+      for (int row = 0; row < kRows; ++row) {
+        const V element = fill<V>(left[row * RowStep]);
+        sums[row][0] = U::multiply_add(element, first, sums[row][0]);
+        sums[row][1] = U::multiply_add(element, second, sums[row][1]);
+      }
+      left += Step;
+      right += kPanel<T>;
+    }
+  }
+
+  template <Then What>
+  OCNET_INLINE void finish(T* c, int64_t c_stride, T scale, const T* factor) const {
+    OCNET_UNROLL
+    for (int row = 0; row < kRows; ++row) {
+      for (int part = 0; part < kWide; ++part) {
+        T* target = c + row * c_stride + part * kLanes<T>;
+        const V sum = sums[row][part];
+        if (What == Then::kScale) {
+          store<V>(target, sum * scale);
+        } else if (What == Then::kAdd) {
+          store<V>(target, load<V>(target) + sum);
+        } else {
+          store<V>(target, load<V>(target) * factor[row] + sum);
+        }
+      }
+    }
+  }
+};
+
+template <typename U, typename T = typename U::Number>
+void product(const T* left, int64_t left_panel, int64_t groups, const T* right, int64_t depth,
+             T scale, T* tile) {
+  constexpr int64_t kBlock = kRows * kPanel<T>;
   for (int64_t group = 0; group < groups; ++group) {
-    register_block<T, false>(left, kRows, right, depth, scale, nullptr, tile, kResident,
-                             left + kRows * depth, kRows);
-    left += kRows * depth;
+    RegisterBlock<U> block;
+    const T* panel = left;
+    for (int64_t k = 0; k < depth; k += kPanel<T>) {
+      const int64_t here = depth - k < kPanel<T> ? depth - k : kPanel<T>;
+      block.template add<1, kPanel<T>>(panel, right + k * kPanel<T>, here, panel + kBlock, kRows);
+      panel += left_panel;
+    }
+    block.template finish<Then::kScale>(tile, kResident, scale, nullptr);
+    left += kBlock;
     tile += kRows * kResident;
   }
 }
 
-template <typename T>
-void accumulate(const T* tile, int64_t groups, const T* right, int64_t depth, const T* factor,
-                T* output, int64_t output_stride) {
+template <typename U, Then What, int64_t Step, int64_t RowStep, typename T>
+OCNET_INLINE void add_products(const T* tile, int64_t groups, const T* right, int64_t depth,
+                               const T* factor, T* output, int64_t output_stride) {
   const int64_t step = (kPanel<T> + groups - 1) / groups;
   for (int64_t group = 0; group < groups; ++group) {
-    register_block<T, true>(tile, kResident, right, depth, T(1), factor, output, output_stride,
-                            right + depth * kPanel<T> + group * depth * step, step);
-    tile += kRows;
-    factor += kRows;
+    RegisterBlock<U> block;
+    block.template add<Step, RowStep>(tile, right, depth,
+                                      right + depth * kPanel<T> + group * depth * step, step);
+    block.template finish<What>(output, output_stride, T(1), factor);
+    tile += kRows * RowStep;
+    factor += What == Then::kRescaleAndAdd ? kRows : 0;
     output += kRows * output_stride;
   }
 }
 
-// result[column] = sum over depth of left * right, element by element: the chain of register_block,
-// so that where an output row equals one value row, its delta equals that product to the last bit
-// and their difference is 0.
+template <typename U, typename T = typename U::Number>
+void accumulate(const T* tile, int64_t groups, const T* right, int64_t depth, const T* factor,
+                T* output, int64_t output_stride) {
+  add_products<U, Then::kRescaleAndAdd, kResident, 1>(tile, groups, right, depth, factor, output,
+                                                      output_stride);
+}
+
+template <typename U, typename T = typename U::Number>
+void accumulate_by_rows(const T* tile, int64_t groups, const T* right, int64_t depth,
+                        const T* factor, T* output) {
+  add_products<U, Then::kRescaleAndAdd, 1, kResident>(tile, groups, right, depth, factor, output,
+                                                      kPanel<T>);
+}
+
+template <typename U, typename T = typename U::Number>
+void add_by_columns(const T* tile, int64_t groups, const T* right, int64_t depth, T* output) {
+  add_products<U, Then::kAdd, kResident, 1, T>(tile, groups, right, depth, nullptr, output,
+                                               kPanel<T>);
+}
+
+template <typename U, typename T = typename U::Number>
+void add_by_rows(const T* tile, int64_t groups, const T* right, int64_t depth, T* output) {
+  add_products<U, Then::kAdd, 1, kResident, T>(tile, groups, right, depth, nullptr, output,
+                                               kPanel<T>);
+}
+
+// result[column] = sum over depth of left * right, element by element: the chain of a register
+// block of single numbers, so that where an output row equals one value row, its delta equals that
+// product to the last bit and their difference is 0.
 template <typename T>
 void dot(const T* left, const T* right, int64_t depth, T* result) {
   using V = Vector<T>;
@@ -152,18 +354,8 @@ void dot(const T* left, const T* right, int64_t depth, T* result) {
   }
 }
 
-// Columns whose maximum is +inf: all their weights are NaN, and only a NaN score makes the log of
-// the sum NaN too.
-template <typename T>
-T infinite_sum(const T* column, int64_t streamed, T sum) {
-  bool is_nan = std::isnan(sum);
-  for (int64_t s = 0; s < streamed; ++s) {
-    is_nan = is_nan || std::isnan(column[s * kResident]);
-  }
-  return is_nan ? std::numeric_limits<T>::quiet_NaN() : std::numeric_limits<T>::infinity();
-}
-
-template <typename T>
+// A column with a score of +inf gets NaN weights and a NaN sum: inf - inf.
+template <typename U, typename T = typename U::Number>
 void softmax(T* tile, int64_t streamed, T* maximum, T* sum, T* factor) {
   using V = Vector<T>;
   constexpr T kInfinity = std::numeric_limits<T>::infinity();
@@ -178,16 +370,6 @@ void softmax(T* tile, int64_t streamed, T* maximum, T* sum, T* factor) {
       highest[part] = score > highest[part] ? score : highest[part];
     }
   }
-  T infinite[kPanel<T>];
-  bool any_infinite = false;
-  for (int part = 0; part < kWide; ++part) {
-    store<V>(infinite + part * kLanes<T>, highest[part]);
-  }
-  for (int column = 0; column < kPanel<T>; ++column) {
-    const bool is_infinite = infinite[column] == kInfinity;
-    infinite[column] = is_infinite ? infinite_sum(tile + column, streamed, sum[column]) : T(0);
-    any_infinite = any_infinite || is_infinite;
-  }
   V shift[kWide], total[kWide] = {};
   for (int part = 0; part < kWide; ++part) {
     // A column of -inf so far is shifted by 0: its weights are exp(-inf) = 0, not NaN.
@@ -197,14 +379,21 @@ void softmax(T* tile, int64_t streamed, T* maximum, T* sum, T* factor) {
   for (int64_t start = 0; start < streamed; start += 16) {
     const int64_t end = start + 16 < streamed ? start + 16 : streamed;
     V partial[kWide] = {};
-    for (int64_t s = start; s < end; ++s) {
+    for (int64_t s = start; s < end; s += U::kPerUnit) {
+      V weights[U::kPerUnit][kWide] = {};
       OCNET_UNROLL
-      for (int part = 0; part < kWide; ++part) {
-        T* target = tile + s * kResident + part * kLanes<T>;
-        const V weight = exp_nonpositive<T>(load<V>(target) - shift[part]);
-        partial[part] += weight;
-        store<V>(target, weight);
+      for (int row = 0; row < U::kPerUnit; ++row) {
+        if (U::kPerUnit > 1 && s + row >= end) {
+          break;
+        }
+        OCNET_UNROLL
+        for (int part = 0; part < kWide; ++part) {
+          const V score = load<V>(tile + (s + row) * kResident + part * kLanes<T>);
+          weights[row][part] = exp_nonpositive<T>(score - shift[part]);
+          partial[part] += weights[row][part];
+        }
       }
+      U::store_by_columns(tile, s, weights);
     }
     for (int part = 0; part < kWide; ++part) {
       total[part] += partial[part];
@@ -217,16 +406,73 @@ void softmax(T* tile, int64_t streamed, T* maximum, T* sum, T* factor) {
     store<V>(sum + at, load<V>(sum + at) * rescale + total[part]);
     store<V>(maximum + at, highest[part]);
   }
-  if (any_infinite) {
-    for (int column = 0; column < kPanel<T>; ++column) {
-      sum[column] = infinite[column] == T(0) ? sum[column] : infinite[column];
+}
+
+template <typename U, typename T = typename U::Number>
+void softmax_by_rows(T* tile, int64_t streamed, int64_t used, T* weights, T* maximum, T* sum,
+                     T* factor) {
+  using V = Vector<T>;
+  constexpr T kInfinity = std::numeric_limits<T>::infinity();
+  T highest[kStream], shift[kStream] = {}, total[kStream] = {};
+  for (int64_t s = 0; s < streamed; ++s) {
+    T* const row = tile + s * kResident;
+    for (int64_t column = used; column % kPanel<T> != 0; ++column) {
+      row[column] = -kInfinity;
     }
+    V high = fill<V>(maximum[s]);
+    for (int64_t column = 0; column < used; column += kLanes<T>) {
+      const V score = load<V>(row + column);
+      high = score > high ? score : high;
+    }
+    T lanes[kLanes<T>];
+    store<V>(lanes, high);
+    highest[s] = lanes[0];
+    for (const T lane : lanes) {
+      highest[s] = lane > highest[s] ? lane : highest[s];
+    }
+    shift[s] = highest[s] == -kInfinity ? T(0) : highest[s];
+  }
+  for (int64_t s = 0; s < streamed; s += U::kPerUnit) {
+    V totals[U::kPerUnit] = {};
+    for (int64_t column = 0; column < used; column += kPanel<T>) {
+      V values[U::kPerUnit][kWide] = {};
+      OCNET_UNROLL
+      for (int row = 0; row < U::kPerUnit; ++row) {
+        if (U::kPerUnit > 1 && s + row >= streamed) {
+          break;
+        }
+        OCNET_UNROLL
+        for (int part = 0; part < kWide; ++part) {
+          const T* const source = tile + (s + row) * kResident + column + part * kLanes<T>;
+          values[row][part] = exp_nonpositive<T>(load<V>(source) - shift[s + row]);
+          totals[row] += values[row][part];
+        }
+      }
+      U::store_by_rows(weights + column, s, column, values);
+    }
+    for (int row = 0; row < U::kPerUnit && s + row < streamed; ++row) {
+      T lanes[kLanes<T>];
+      store<V>(lanes, totals[row]);
+      for (const T lane : lanes) {
+        total[s + row] += lane;
+      }
+    }
+  }
+  for (int64_t s = 0; s < streamed; ++s) {
+    factor[s] = maximum[s];
+    maximum[s] = highest[s];
+  }
+  for (int64_t s = 0; s < streamed; s += kLanes<T>) {
+    const V rescale = exp_nonpositive<T>(load<V>(factor + s) - load<V>(shift + s));
+    store<V>(factor + s, rescale);
+    store<V>(sum + s, load<V>(sum + s) * rescale + load<V>(total + s));
   }
 }
 
-template <typename T, bool Queries, bool Keys, bool Gradient>
+template <typename U, bool Queries, bool Keys, bool Gradient, typename T = typename U::Number>
 void gradient(const GradientTile<T>& tile, int64_t streamed) {
   using V = Vector<T>;
+  const int64_t used = tile.used - tile.column;
   V lse[kWide] = {}, delta[kWide] = {};
   if (Queries) {
     for (int part = 0; part < kWide; ++part) {
@@ -234,44 +480,75 @@ void gradient(const GradientTile<T>& tile, int64_t streamed) {
       delta[part] = load<V>(tile.resident_delta + part * kLanes<T>);
     }
   }
-  for (int64_t s = 0; s < streamed; ++s) {
+  for (int64_t s = 0; s < streamed; s += U::kPerUnit) {
+    V of_queries[U::kPerUnit][kWide] = {}, of_keys[U::kPerUnit][kWide] = {};
+    V results[U::kPerUnit][kWide] = {};
     OCNET_UNROLL
-    for (int part = 0; part < kWide; ++part) {
-      const int64_t at = s * kResident + part * kLanes<T>;
-      const V score = load<V>(tile.scores + at);
-      V result = {};
-      if (Queries) {
-        const V weight = exp_nonpositive<T>(score - lse[part]);
-        result = weight * (load<V>(tile.query_product + at) - delta[part]);
+    for (int row = 0; row < U::kPerUnit; ++row) {
+      if (U::kPerUnit > 1 && s + row >= streamed) {
+        break;
       }
-      if (Keys) {
-        const V weight = exp_nonpositive<T>(score - tile.streamed_lse[s]);
-        store<V>(tile.scores + at, weight);
-        if (Gradient) {
-          result = weight * (load<V>(tile.key_product + at) - tile.streamed_delta[s]) + result;
+      OCNET_UNROLL
+      for (int part = 0; part < kWide; ++part) {
+        const int64_t at = (s + row) * kResident + part * kLanes<T>;
+        const V score = load<V>(tile.scores + at);
+        V result = {};
+        if (Queries) {
+          const V weight = exp_nonpositive<T>(score - lse[part]);
+          of_queries[row][part] = U::inside(weight, used, part);
+          if (Gradient) {
+            result = weight * (load<V>(tile.query_product + at) - delta[part]);
+          }
         }
+        if (Keys) {
+          const V weight = exp_nonpositive<T>(score - tile.streamed_lse[s + row]);
+          of_keys[row][part] = weight;
+          if (Gradient) {
+            const V product = load<V>(tile.key_product + at);
+            result = weight * (product - tile.streamed_delta[s + row]) + result;
+          }
+        }
+        results[row][part] = U::inside(result, used, part);
       }
-      if (Gradient) {
-        store<V>(tile.result + at, result);
-      }
+    }
+    if (Queries) {
+      U::store_by_rows(tile.key_product, s, tile.column, of_queries);
+    }
+    if (Keys) {
+      U::store_by_columns(tile.scores, s, of_keys);
+    }
+    if (Gradient) {
+      U::store_by_columns(tile.gradient, s, results);
+    }
+    if (Gradient && Queries && U::kPerUnit > 1) {
+      U::store_by_rows(tile.query_product, s, tile.column, results);
     }
   }
 }
 
 static_assert(kResident % kRows == 0 && kStream % kRows == 0, "register blocks divide a tile");
 
-template <typename T>
-const Kernels<T>& table() {
-  static_assert(kResident % kPanel<T> == 0, "panels divide a tile");
+template <typename U>
+const Kernels<typename U::Number>& table() {
+  using T = typename U::Number;
+  static_assert(kResident % kPanel<T> == 0 && kPanel<T> <= kMaxPanel, "panels divide a tile");
   static const Kernels<T> all = {kRows,
                                  kPanel<T>,
-                                 product<T>,
-                                 accumulate<T>,
+                                 U::kPerUnit,
+                                 product<U>,
+                                 accumulate<U>,
+                                 accumulate_by_rows<U>,
+                                 add_by_columns<U>,
+                                 add_by_rows<U>,
+                                 transpose<T>,
                                  dot<T>,
-                                 softmax<T>,
-                                 gradient<T, false, true, false>,
-                                 gradient<T, true, false, true>,
-                                 gradient<T, false, true, true>,
-                                 gradient<T, true, true, true>};
+                                 softmax<U>,
+                                 softmax_by_rows<U>,
+                                 gradient<U, true, false, false>,
+                                 gradient<U, false, true, false>,
+                                 gradient<U, true, true, false>,
+                                 gradient<U, true, false, true>,
+                                 gradient<U, false, true, true>,
+                                 gradient<U, true, true, true>};
   return all;
 }

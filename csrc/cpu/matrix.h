@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: MIT
-// Token matrices as the caller has them, and their packed, widened copies.
+// Token matrices as the caller has them.
 #pragma once
 
-#include <algorithm>
 #include <cstdint>
 #include <cstring>
 
@@ -49,72 +48,5 @@ struct Matrices {
     return data + batch * batch_stride + token * token_stride;
   }
 };
-
-// panels[p][d][w] = source[(p * width + w) * across + d * along]: the layout that a register block
-// reads in order. The last panel is filled up with zeros.
-template <typename T, typename Element>
-void pack(const Element* source, int64_t count, int64_t depth, int64_t across, int64_t along,
-          int64_t width, T* panels) {
-  for (int64_t start = 0; start < count; start += width) {
-    const int64_t used = std::min(width, count - start);
-    const Element* from = source + start * across;
-    if (used < width) {
-      std::fill(panels, panels + width * depth, T(0));
-    }
-    if (across == 1) {
-      for (int64_t d = 0; d < depth; ++d) {
-        for (int64_t w = 0; w < used; ++w) {
-          panels[d * width + w] = widen(from[d * along + w]);
-        }
-      }
-    } else {
-      for (int64_t w = 0; w < used; ++w) {
-        for (int64_t d = 0; d < depth; ++d) {
-          panels[d * width + w] = widen(from[w * across + d * along]);
-        }
-      }
-    }
-    panels += width * depth;
-  }
-}
-
-// `count` tokens from `token` on as panels of tokens (depth: channels), the operands of a product
-// over channels.
-template <typename T, typename Element>
-void pack_by_token(const Matrices<Element>& from, int64_t batch, int64_t token, int64_t count,
-                   int64_t width, T* panels) {
-  pack(from.at(batch, token), count, from.channels, from.token_stride, from.channel_stride, width,
-       panels);
-}
-
-// The same tokens as panels of channels (depth: tokens), the right operand of a sum over tokens.
-template <typename T, typename Element>
-void pack_by_channel(const Matrices<Element>& from, int64_t batch, int64_t token, int64_t count,
-                     int64_t width, T* panels) {
-  pack(from.at(batch, token), from.channels, count, from.channel_stride, from.token_stride, width,
-       panels);
-}
-
-// to[token][channel] = narrow(convert(token, value)) for `count` rows of an accumulator.
-template <typename T, typename Element, typename Convert>
-void unpack(const T* rows, int64_t row_stride, const Matrices<Element>& to, int64_t batch,
-            int64_t token, int64_t count, const Convert& convert) {
-  Element* target = to.at(batch, token);
-  if (to.channel_stride <= to.token_stride) {
-    for (int64_t r = 0; r < count; ++r) {
-      for (int64_t c = 0; c < to.channels; ++c) {
-        target[r * to.token_stride + c * to.channel_stride] =
-            static_cast<Element>(convert(r, rows[r * row_stride + c]));
-      }
-    }
-  } else {
-    for (int64_t c = 0; c < to.channels; ++c) {
-      for (int64_t r = 0; r < count; ++r) {
-        target[r * to.token_stride + c * to.channel_stride] =
-            static_cast<Element>(convert(r, rows[r * row_stride + c]));
-      }
-    }
-  }
-}
 
 }  // namespace ocnet::cpu

@@ -72,8 +72,7 @@ void oc_attention_fwd(torch::stable::Tensor query, std::optional<torch::stable::
                       std::optional<torch::stable::Tensor> residual) {
   cpu::check(query, key, value, out, lse, residual);
   cpu::dispatch(query.scalar_type(), [&](auto wide, auto element) {
-    cpu::forward<decltype(wide), decltype(element)>(query, key ? *key : query, value, scale, out,
-                                                    lse, residual);
+    cpu::forward<decltype(wide), decltype(element)>(query, key, value, scale, out, lse, residual);
   });
 }
 

@@ -71,9 +71,9 @@ std::optional<Matrices<Element>> maybe_matrices(
   return tensor ? std::optional<Matrices<Element>>(matrices<Element>(*tensor)) : std::nullopt;
 }
 
-// Batch items whose packed copies live together: enough blocks to keep many cores busy, not more.
-inline int64_t batches_at_once(int64_t batches, int64_t blocks) {
-  return std::min(batches, ceil_div(64, blocks));
+// Batch items whose packed copies live together: enough tasks to keep many cores busy, not more.
+inline int64_t batches_at_once(int64_t batches, int64_t tasks) {
+  return std::min(batches, ceil_div(64, tasks));
 }
 
 inline int64_t worker_count(int64_t tasks) {

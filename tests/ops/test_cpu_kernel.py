@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """What is special to the C++ CPU kernel: tiles, threads, strides, memory, what no number may do."""
 
+import ctypes
 import itertools
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -50,6 +51,17 @@ def _kernel() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.fixture
+def _pairs() -> Iterator[None]:
+    """Multiply bfloat16 in pairs, step by step where the processor has no instruction for it."""
+    function = ctypes.CDLL(str(_extension.load("cpu").path)).ocnet_cpu_pairs_in_steps
+    function.argtypes, function.restype = [ctypes.c_bool], ctypes.c_bool
+    if not function(True):
+        pytest.skip("the kernels of pairs are built for AVX-512 only")
+    yield
+    function(False)
+
+
 def make_call(n: int, l: int, s: int | None, e: int, ev: int, dtype=torch.float32) -> Call:
     def draw(tokens: int, channels: int) -> Tensor:
         return torch.randn(n, tokens, channels, dtype=torch.float64).to(dtype)
@@ -84,7 +96,10 @@ def plain(call: Call) -> list[Tensor | None]:
     out = scores.softmax(-1) @ value
     out.backward(call.grad_out)
     grad_key = None if call.key is None else key.grad
-    return [out.detach(), scores.detach().logsumexp(-1), query.grad, grad_key, value.grad]
+    lse = scores.detach().logsumexp(-1)
+    # The softmax of a row with a score of +inf is NaN, and so is its lse.
+    lse[lse == INF] = NAN
+    return [out.detach(), lse, query.grad, grad_key, value.grad]
 
 
 def assert_same_bits(left: list[Tensor | None], right: list[Tensor | None]) -> None:
@@ -231,7 +246,9 @@ def test_absent_gradients_change_no_bit(keys: int | None) -> None:
 
 
 @pytest.mark.parametrize("number", [INF, -INF, NAN], ids=str)
-@pytest.mark.parametrize("where", ["query", "key", "value", "first tile", "last tile", "all keys"])
+@pytest.mark.parametrize(
+    "where", ["query", "key", "value", "grad_out", "first tile", "last tile", "all keys"]
+)
 @pytest.mark.parametrize("keys", [None, 5, 2 * STREAM + 9], ids=["shared", "few", "many"])
 def test_nonfinite_numbers_stay_where_the_formula_has_them(keys, where: str, number: float) -> None:
     call = make_call(1, RESIDENT + 8, keys, 4, 3)
@@ -243,6 +260,8 @@ def test_nonfinite_numbers_stay_where_the_formula_has_them(keys, where: str, num
         query[0, 7, 1] = number
     elif where == "value":
         value[0, -1, 1] = number
+    elif where == "grad_out":
+        call.grad_out[0, 7, 1] = number
     else:
         rows = {"key": slice(1), "first tile": slice(STREAM), "last tile": slice(STREAM, None)}
         side[0, rows.get(where, slice(None)), 0] = number
@@ -256,14 +275,22 @@ def test_nonfinite_numbers_stay_where_the_formula_has_them(keys, where: str, num
             torch.testing.assert_close(result[finite], wanted[finite], rtol=1e-3, atol=1e-3)
 
 
-def test_lse_tells_infinite_from_nan_scores() -> None:
+@pytest.mark.parametrize("where", [0, STREAM - 1, STREAM + 2])
+def test_lse_is_nan_where_a_score_is_infinite(where: int) -> None:
     call = make_call(1, 3, STREAM + 5, 1, 1)
     key = torch.ones_like(call.key)
-    key[0, 4], key[0, STREAM + 2] = INF, NAN
-    infinite_first = run(call._replace(query=torch.ones_like(call.query), key=key))[1]
-    assert bool(infinite_first.isnan().all())
-    key[0, STREAM + 2] = 1.0
-    assert bool((run(call._replace(query=torch.ones_like(call.query), key=key))[1] == INF).all())
+    key[0, where] = INF
+    query = torch.tensor([1.0, -1.0, 2.0]).reshape(1, 3, 1)
+    out, lse = run(call._replace(query=query, key=key), (False, False, False))[:2]
+    assert lse.isnan().tolist() == [[True, False, True]]
+    assert_same_nonfinite("out", out[..., 0], lse)
+
+
+def test_lse_of_a_row_of_negative_infinities() -> None:
+    call = make_call(1, 3, STREAM + 5, 1, 1)
+    key = torch.full_like(call.key, -INF)
+    lse = run(call._replace(query=torch.ones_like(call.query), key=key), (False, False, False))[1]
+    assert lse.tolist() == [[-INF] * 3]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
@@ -336,4 +363,94 @@ def test_refuses_what_would_leave_its_memory() -> None:
     with pytest.raises(RuntimeError, match="value must be a CPU tensor"):
         forward(call.query, None, call.value, 1.0, False, out, lse, None)
     with pytest.raises(RuntimeError, match="query must be float32"):
-        forward(call.query.int(), call.key.int(), call.value.int(), 1.0, out.int(), lse, None)
+        forward(
+            call.query.int(), call.key.int(), call.value.int(), 1.0, False, out.int(), lse, None
+        )
+
+
+def relative_error(actual: Tensor, exact: Tensor) -> float:
+    return ((actual.double() - exact).norm() / exact.norm()).item()
+
+
+FEATURES = {
+    "leaky": lambda x: torch.nn.functional.leaky_relu(x, 0.01),
+    "clustered": lambda x: (
+        torch.nn.functional.leaky_relu(x[:, torch.arange(x.shape[1]) % 9], 0.01) + 0.3 * x
+    ),
+    "peaked": lambda x: x,
+}
+
+
+SIZES_IN_PAIRS = [
+    (301, None, 256, 256),
+    (1, None, 1, 1),
+    (97, None, 33, 47),
+    (1601, None, 16, 31),
+    (301, 57, 255, 64),
+    (193, 385, 31, 33),
+    (777, 19, 64, 32),
+]
+
+
+@pytest.mark.usefixtures("_pairs")
+@pytest.mark.parametrize("features", FEATURES)
+@pytest.mark.parametrize(("l", "s", "e", "ev"), SIZES_IN_PAIRS)
+def test_accuracy_of_bfloat16_in_pairs(features: str, l, s, e: int, ev: int) -> None:
+    call = make_call(2, l, s, e, ev)
+    query = FEATURES[features](call.query)
+    call = Call(*(None if t is None else t.bfloat16() for t in (query, *call[1:4])), call.scale)
+    results = run(call)
+    wide = Call(*(None if t is None else t.double() for t in call[:4]), call.scale)
+    # One rounding of the weights and of the score gradients before their products, and one of the
+    # result: 2 ** -9 each at most.
+    gates = (3e-3, 1e-5, 5e-3, 5e-3, 3e-3)
+    for gate, result, exact in zip(gates, results, plain(wide), strict=True):
+        if result is not None and exact.norm() > 0:
+            assert relative_error(result, exact) <= gate
+
+
+@pytest.mark.usefixtures("_pairs")
+@pytest.mark.parametrize("keys", [None, 401, 20], ids=["shared", "separate", "few"])
+def test_pairs_give_the_same_bits_for_any_number_of_threads_and_layout(keys) -> None:
+    call = make_call(2, 301, keys, 41, 23, torch.bfloat16)
+    expected = run(call)
+    for threads in (2, 3):
+        torch.set_num_threads(threads)
+        for arrange in LAYOUTS.values():
+            tensors = [None if t is None else arrange(t) for t in call[:4]]
+            assert_same_bits(run(Call(*tensors, call.scale)), expected)
+
+
+@pytest.mark.usefixtures("_pairs")
+@pytest.mark.parametrize("number", [INF, -INF, NAN], ids=str)
+@pytest.mark.parametrize("where", ["query", "key", "value", "grad_out"])
+@pytest.mark.parametrize("keys", [None, 2 * STREAM + 9], ids=["shared", "separate"])
+def test_nonfinite_numbers_in_pairs(keys, where: str, number: float) -> None:
+    call = make_call(1, RESIDENT + 9, keys, 5, 3, torch.bfloat16)
+    query, value, grad_out = call.query.abs() + 0.5, call.value.clone(), call.grad_out.clone()
+    key = None if call.key is None else call.key.abs() + 0.5
+    # The last token of an odd number: its unit has a second half that is no token.
+    changed = {"query": query, "key": query if key is None else key, "value": value}
+    changed.get(where, grad_out)[0, -1, -1] = number
+    call = Call(query, key, value, grad_out, call.scale)
+    wide = Call(*(None if t is None else t.float() for t in call[:4]), call.scale)
+    names = ("out", "lse", "grad_query", "grad_key", "grad_value")
+    for name, result, wanted in zip(names, run(call), plain(wide), strict=True):
+        if result is not None:
+            assert_same_nonfinite(f"{where}: {name}", result.float(), wanted)
+
+
+@pytest.mark.parametrize("l", [193, 1537, 2000])
+@pytest.mark.parametrize("s", [None, 1, 19, 171, 500])
+def test_many_blocks_and_few_keys(l: int, s: int | None) -> None:
+    # Maps of more than one block, and of blocks of both sizes; sums of few keys in several copies.
+    check(AttentionCase(1, 5, 3, (1, l), None if s is None else (1, s), shared=s is None))
+    call = make_call(1, l, s, 5, 3)
+    expected = run(call)
+    torch.set_num_threads(2)
+    for _ in range(3):
+        assert_same_bits(run(call), expected)
+
+
+def test_more_keys_than_queries_in_copies() -> None:
+    check(AttentionCase(1, 5, 3, (1, 21), (1, 1700)))
