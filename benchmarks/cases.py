@@ -51,16 +51,18 @@ def _blocks(groups: int, H: int, W: int) -> Workload:
 
 
 _TRAINED = ("bfloat16", "float16", "float32")
+_ON_CPU = ("float32", "bfloat16")
 
 CASES = (
     Case("tiny-24", "the network of ocnet demo, wider", _tokens_last(1, 24, 24), cpu=("float32",)),
-    Case("base-97-n1", "Base-OC", _tokens_last(1, 97, 97), _TRAINED, ("float32", "bfloat16")),
+    Case("base-97-n1", "Base-OC", _tokens_last(1, 97, 97), _TRAINED, _ON_CPU),
     Case("base-97-n1-nchw", "Base-OC", Workload(1, 97, 97), cpu=("float32",)),
     Case("base-97-n2", "Base-OC", _tokens_last(2, 97, 97)),
+    Case("base-97-n3", "Base-OC", _tokens_last(3, 97, 97)),
     Case("base-97-n4", "Base-OC", _tokens_last(4, 97, 97)),
     Case("base-97-n8", "Base-OC", _tokens_last(8, 97, 97), _TRAINED),
     Case("base-97-v512-n4", "Base-OC, wide values", _tokens_last(4, 97, 97, Ev=512)),
-    Case("pooled-48-n1", "Base-OC, pooled by 2", _tokens_last(1, 48, 48), cpu=("float32",)),
+    Case("pooled-48-n1", "Base-OC, pooled by 2", _tokens_last(1, 48, 48), cpu=_ON_CPU),
     Case("pooled-48-n8", "Base-OC, pooled by 2", _tokens_last(8, 48, 48)),
     Case("pooled-49-n8", "Base-OC, pooled by 2", _tokens_last(8, 49, 49)),
     Case("whole-128x256", "Base-OC, whole image", _tokens_last(1, 128, 256)),
@@ -71,6 +73,7 @@ CASES = (
         _tokens_last(8, 48, 48, E=128),
     ),
     Case("asp-48-n1", "ASP-OC", _tokens_last(1, 48, 48, E=128), cpu=("float32",)),
+    Case("asp-97-n1", "ASP-OC", _tokens_last(1, 97, 97, E=128), cpu=_ON_CPU),
     Case("asp-97-n4", "ASP-OC", _tokens_last(4, 97, 97, E=128)),
     Case("isa-long-97-n4", "ISA, long range", _blocks(4 * 64, 13, 13)),
     Case("isa-short-97-n4", "ISA, short range", _blocks(4 * 169, 8, 8), cpu=("float32",)),
@@ -82,7 +85,7 @@ CASES = (
         "gather-97-k19-n1",
         "OCR's regions, Cityscapes",
         GatherWorkload(1, 97, 97),
-        cpu=("float32", "bfloat16"),
+        cpu=_ON_CPU,
     ),
     Case(
         "gather-97-k150-n1",
