@@ -58,9 +58,9 @@ Params matrices(const ForwardTensors& tensors) {
 template <typename Math>
 void multiply_on_tensor_cores(const ForwardTensors& tensors, const Sizes& sizes, double scale) {
   using scalar_t = typename Math::storage_t;
-  check_aligned_rows(kFunction, "query", tensors.query);
-  if (tensors.key.has_value()) check_aligned_rows(kFunction, "key", *tensors.key);
-  check_aligned_rows(kFunction, "value", tensors.value);
+  check_operand(kFunction, "query", tensors.query);
+  if (tensors.key.has_value()) check_operand(kFunction, "key", *tensors.key);
+  check_operand(kFunction, "value", tensors.value);
   const TensorLauncher launch(kFunction, tensors.query);
   const AttentionShape shape{sizes.images,
                              static_cast<int>(sizes.queries),

@@ -119,10 +119,10 @@ void oc_attention_bwd(Tensor grad_out, Tensor query, std::optional<Tensor> key, 
   dispatch_floating(query.scalar_type(), kFunction, "query", [&](auto tag) {
     using scalar_t = typename decltype(tag)::type;
     if constexpr (!std::is_same_v<scalar_t, double>) {
-      check_aligned_rows(kFunction, "query", query);
-      if (key.has_value()) check_aligned_rows(kFunction, "key", *key);
-      check_aligned_rows(kFunction, "value", value);
-      check_aligned_rows(kFunction, "grad_out", grad_out);
+      check_operand(kFunction, "query", query);
+      if (key.has_value()) check_operand(kFunction, "key", *key);
+      check_operand(kFunction, "value", value);
+      check_operand(kFunction, "grad_out", grad_out);
     }
     const TensorLauncher launch(kFunction, query);
     const Tensor delta = torch::stable::empty_like(lse);

@@ -1,10 +1,8 @@
 // SPDX-License-Identifier: MIT
-// What the host sides of the forward and the backward pass share: argument checks, and tensors as
-// kernels see them.
+// Argument checks that the host sides of the forward and the backward pass share.
 #pragma once
 
 #include <cstdint>
-#include <initializer_list>
 #include <optional>
 #include <string>
 
@@ -12,27 +10,13 @@
 
 #include "common/checks.h"
 #include "common/dispatch.h"
-#include "common/tokens.h"
-#include "common/torch_launch.h"
+#include "common/token_tensors.h"
 
 namespace ocnet {
-
-using torch::stable::Tensor;
-
-// Tokens and channels are counted in 32 bits, with room for a tile beyond the last one.
-constexpr int64_t kLargestSize = int64_t{1} << 30;
 
 struct Sizes {
   int64_t images, queries, keys, channels, value_channels;
 };
-
-// A token matrix of the given shape, like the query in dtype and device.
-inline void check_matrix(const char* function, const char* argument, const Tensor& query,
-                         std::initializer_list<int64_t> shape, const Tensor& tensor) {
-  check_shape(function, argument, shape, tensor);
-  check_dtype(function, argument, query.scalar_type(), tensor);
-  check_same_device(function, argument, query, tensor);
-}
 
 inline Sizes check_inputs(const char* function, const Tensor& query,
                           const std::optional<Tensor>& key, const Tensor& value) {
@@ -59,48 +43,14 @@ inline void check_lse(const char* function, const Tensor& query, const Sizes& si
   check_contiguous(function, "lse", lse);
 }
 
-// What kernels on tensor cores ask for: rows that they can read 16 bytes at a time, and channels
-// that their tables know. `ocnet.ops._layout.aligned_rows` makes such rows.
-inline void check_aligned_rows(const char* function, const char* argument, const Tensor& tensor) {
+// What the tensor-core kernels take: aligned rows of as many channels as their tables know.
+inline void check_operand(const char* function, const char* argument, const Tensor& tensor) {
   constexpr int64_t kMostChannels = 512;
-  constexpr int64_t kAlignment = 16;
   if (tensor.size(2) > kMostChannels) {
     fail_argument(function, argument, "have at most " + std::to_string(kMostChannels) + " channels",
                   std::to_string(tensor.size(2)));
   }
-  const int64_t width = kAlignment / static_cast<int64_t>(tensor.element_size());
-  bool fits = tensor.size(2) == 1 || tensor.stride(2) == 1;
-  for (int64_t axis = 0; axis < 2; ++axis) {
-    fits = fits && (tensor.size(axis) == 1 || tensor.stride(axis) % width == 0);
-  }
-  const auto address = reinterpret_cast<uintptr_t>(tensor.const_data_ptr());
-  if (!fits || address % kAlignment != 0) {
-    fail_argument(function, argument, "have channel stride 1 and rows aligned to 16 bytes",
-                  "strides " + shape_text(tensor.strides()) + " at an address that leaves " +
-                      std::to_string(address % kAlignment));
-  }
-}
-
-template <typename T>
-TokenMatrix<T> matrix(T* data, const Tensor& tensor) {
-  return {data,
-          tensor.stride(0),
-          tensor.stride(1),
-          tensor.stride(2),
-          static_cast<int>(tensor.size(1)),
-          static_cast<int>(tensor.size(2))};
-}
-
-template <typename scalar_t>
-TokenMatrix<const scalar_t> input(const char* name, const std::optional<Tensor>& tensor) {
-  if (!tensor.has_value()) return {};
-  return matrix(kernel_input<scalar_t>(name, *tensor), *tensor);
-}
-
-template <typename scalar_t>
-TokenMatrix<scalar_t> output(const char* name, const std::optional<Tensor>& tensor) {
-  if (!tensor.has_value()) return {};
-  return matrix(kernel_output<scalar_t>(name, *tensor), *tensor);
+  check_aligned_rows(function, argument, tensor);
 }
 
 }  // namespace ocnet

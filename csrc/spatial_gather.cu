@@ -10,7 +10,8 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
-#include "oc_attention_host.h"
+#include "common/dispatch.h"
+#include "common/token_tensors.h"
 #include "spatial_gather.h"
 #include "spatial_gather_bwd.cuh"
 #include "spatial_gather_fwd.cuh"
@@ -57,20 +58,6 @@ void check_gather(const char* function, const Tensor& features, const Tensor& lo
   check_contiguous(function, "lse", lse);
 }
 
-// What copies of 16 bytes need of a matrix.
-template <typename scalar_t>
-void check_aligned(const char* function, const char* argument, const Tensor& tensor) {
-  const int64_t width = kChunkBytes / static_cast<int64_t>(sizeof(scalar_t));
-  const auto fits = [&](int axis) {
-    return tensor.size(axis) == 1 || tensor.stride(axis) % width == 0;
-  };
-  const bool starts = reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % kChunkBytes == 0;
-  if (!starts || !fits(0) || !fits(1) || (tensor.size(2) > 1 && tensor.stride(2) != 1)) {
-    fail_argument(function, argument, "have rows at multiples of 16 bytes, channels side by side",
-                  "strides " + shape_text(tensor.strides()));
-  }
-}
-
 }  // namespace
 
 void spatial_gather_fwd(Tensor features, Tensor logits, double scale, bool tf32, Tensor out,
@@ -113,7 +100,7 @@ void spatial_gather_fwd(Tensor features, Tensor logits, double scale, bool tf32,
     const TensorLauncher launch(kFunction, features);
     if constexpr (!std::is_void_v<Math>) {
       if (mma) {
-        check_aligned<scalar_t>(kFunction, "features", features);
+        check_aligned_rows(kFunction, "features", features);
         partial.natural = kLn2;
         launch_spatial_gather_mma_fwd<Math>(params, images, launch);
       }
@@ -164,8 +151,8 @@ void spatial_gather_bwd(Tensor grad_out, Tensor features, Tensor logits, Tensor 
     if (grad_logits.has_value()) launch_spatial_gather_delta(params, images, launch);
     if constexpr (!std::is_void_v<Math>) {
       if (mma) {
-        check_aligned<scalar_t>(kFunction, "features", features);
-        check_aligned<scalar_t>(kFunction, "grad_out", grad_out);
+        check_aligned_rows(kFunction, "features", features);
+        check_aligned_rows(kFunction, "grad_out", grad_out);
         launch_spatial_gather_mma_bwd<Math>(params, images, launch);
       }
     }

@@ -25,19 +25,12 @@
 #include "kernels.h"
 #include "matrix.h"
 #include "packed.h"
+#include "row_statistics.h"
 #include "runtime.h"
 #include "schedule.h"
 #include "sums.h"
 
 namespace ocnet::cpu {
-
-// Statistics of the query rows of all batch items, (N, L).
-template <typename T>
-struct RowStatistics {
-  // NaN where the forward row has no finite sum: every weight of such a row is NaN.
-  const T* lse;
-  const T* delta;  // sum over channels of grad_out * (out + residual)
-};
 
 // One side of the scores: its packed matrices and the sums of its gradients, where there are any.
 template <typename T, typename Element>
@@ -71,28 +64,32 @@ struct Backward {
   const Kernels<T>& run;
   bool shared, with_gradient, with_values;
   const Side<T, Element>&queries, &keys;  // one object if shared
-  Schedule schedule;
+  const RowStatistics<T, Element>& rows;
   T scale;
-  RowStatistics<T> rows;
-  int64_t query_tokens, query_capacity, key_capacity;
 
-  // The memory of one worker: four tiles and the resident operands.
+  // Which batch item, and where its packed copies and sums are.
+  struct Place {
+    int64_t batch, query_item, key_item;
+  };
+
+  // The memory of one worker: tiles and the resident operands.
   struct Scratch {
     T *scores, *query_product, *key_product, *gradient;
     T *features, *grad_out, *value;
   };
   int64_t value_width() const { return queries.grad_out->width(); }
-  int64_t tiles() const { return (run.per_unit == 1 ? 3 : 4) * kStream * kResident; }
+  int64_t tile() const { return keys.features.capacity() * kResident; }
+  int64_t tiles() const { return (run.per_unit == 1 ? 3 : 4) * tile(); }
   int64_t scratch_size() const {
-    return tiles() + kResident * (queries.features.width() + 2 * value_width());
+    const int64_t resident = kResident * (queries.features.width() + 2 * value_width());
+    return std::max(tiles() + resident, rows.scratch_size());
   }
   Scratch divide(T* memory) const {
-    constexpr int64_t kTile = kStream * kResident;
     Scratch at{};
     at.scores = memory;
-    at.query_product = at.scores + kTile;
-    at.key_product = at.query_product + kTile;
-    at.gradient = run.per_unit == 1 ? at.query_product : at.key_product + kTile;
+    at.query_product = at.scores + tile();
+    at.key_product = at.query_product + tile();
+    at.gradient = run.per_unit == 1 ? at.query_product : at.key_product + tile();
     at.features = memory + tiles();
     at.grad_out = at.features + kResident * queries.features.width();
     at.value = at.grad_out + kResident * value_width();
@@ -100,16 +97,16 @@ struct Backward {
   }
 
   // Recomputes the scores of one tile and turns them into weights and gradients of the scores.
-  void differentiate(int64_t batch, int64_t item, const Schedule::Task& task, int64_t start,
-                     int64_t used, const Scratch& at) const {
+  void differentiate(const Place& place, const Schedule::Task& task, int64_t start, int64_t used,
+                     const Scratch& at) const {
     const int64_t block = task.key_block, count = keys.features.count(block);
     const int64_t groups = ceil_div(count, run.rows);
-    const int64_t mine = batch * query_tokens + task.query_block * query_capacity + start;
-    const int64_t theirs = shared ? batch * query_tokens + block * key_capacity : 0;
+    const int64_t mine = task.query_block * queries.features.capacity() + start;
+    const int64_t theirs = shared ? block * keys.features.capacity() : 0;
     const auto multiply = [&](const Packed<T, Element>& left, const T* right, int64_t column,
                               T factor, T* tile) {
-      run.product(left.left(item, block), left.left_panel(), groups, right + column * left.width(),
-                  left.depth(), factor, tile + column);
+      run.product(left.left(place.key_item, block), left.left_panel(), groups,
+                  right + column * left.width(), left.depth(), factor, tile + column);
     };
     const auto kernel = shared ? (with_gradient ? run.gradient_of_both : run.weights_of_both)
                                : (with_gradient ? run.gradient_of_queries : run.weights_of_queries);
@@ -125,10 +122,10 @@ struct Backward {
                                  at.query_product + column,
                                  at.key_product + column,
                                  at.gradient + column,
-                                 rows.lse + mine + column,
-                                 rows.delta + mine + column,
-                                 rows.lse + theirs,
-                                 rows.delta + theirs,
+                                 rows.lse(place.batch, mine + column),
+                                 rows.delta(place.batch, mine + column),
+                                 rows.lse(place.batch, theirs),
+                                 rows.delta(place.batch, theirs),
                                  column,
                                  used};
       kernel(step, count);
@@ -144,7 +141,7 @@ struct Backward {
     target += start * run.columns;
     for (int64_t channel = 0; channel < sums.width(); channel += run.columns) {
       run.add_by_columns(tile, ceil_div(used, run.rows), terms, depth,
-                         target + channel * query_capacity);
+                         target + channel * queries.features.capacity());
       terms += of_keys.terms_panel();
     }
   }
@@ -157,42 +154,43 @@ struct Backward {
         of_queries.terms(item, query_block) + start / run.per_unit * int64_t{run.columns};
     for (int64_t channel = 0; channel < sums.width(); channel += run.columns) {
       run.add_by_rows(tile, ceil_div(count, run.rows), terms, ceil_div(used, run.per_unit),
-                      target + channel * key_capacity);
+                      target + channel * keys.features.capacity());
       terms += of_queries.terms_panel();
     }
   }
 
   // Adds to the gradients what one block of queries and one block of keys give them.
-  void pair(int64_t batch, int64_t item, const Schedule::Task& task, T* memory) const {
+  void pair(const Place& place, const Schedule::Task& task, T* memory) const {
     const Scratch at = divide(memory);
     const int64_t query = task.query_block, key = task.key_block;
     const int64_t tokens = queries.features.count(query), count = keys.features.count(key);
     const bool to_itself = shared && query == key;
     for (int64_t start = 0; start < tokens; start += kResident) {
       const int64_t used = std::min(kResident, tokens - start);
-      queries.features.as_right(item, query, start, at.features);
+      queries.features.as_right(place.query_item, query, start, at.features);
       if (with_gradient) {
-        queries.grad_out->as_right(item, query, start, at.grad_out);
+        queries.grad_out->as_right(place.query_item, query, start, at.grad_out);
       }
       if (with_gradient && shared) {
-        queries.value->as_right(item, query, start, at.value);
+        queries.value->as_right(place.query_item, query, start, at.value);
       }
-      differentiate(batch, item, task, start, used, at);
+      differentiate(place, task, start, used, at);
       if (shared && with_values) {
-        add_to_queries(at.scores, *keys.grad_out, item, key, start, used, *queries.value_sums,
-                       queries.value_sums->at(item, 0, query));
+        add_to_queries(at.scores, *keys.grad_out, place.key_item, key, start, used,
+                       *queries.value_sums, queries.value_sums->at(place.query_item, 0, query));
       }
       if (queries.feature_sums) {
-        add_to_queries(at.gradient, keys.features, item, key, start, used, *queries.feature_sums,
-                       queries.feature_sums->at(item, task.query_copy, query));
+        add_to_queries(at.gradient, keys.features, place.key_item, key, start, used,
+                       *queries.feature_sums,
+                       queries.feature_sums->at(place.query_item, task.query_copy, query));
       }
       if (keys.value_sums && !to_itself) {
-        add_to_keys(at.key_product, *queries.grad_out, item, query, start, used, count,
-                    *keys.value_sums, keys.value_sums->at(item, task.key_copy, key));
+        add_to_keys(at.key_product, *queries.grad_out, place.query_item, query, start, used, count,
+                    *keys.value_sums, keys.value_sums->at(place.key_item, task.key_copy, key));
       }
       if (keys.feature_sums && !to_itself) {
-        add_to_keys(at.query_product, queries.features, item, query, start, used, count,
-                    *keys.feature_sums, keys.feature_sums->at(item, task.key_copy, key));
+        add_to_keys(at.query_product, queries.features, place.query_item, query, start, used, count,
+                    *keys.feature_sums, keys.feature_sums->at(place.key_item, task.key_copy, key));
       }
     }
   }
@@ -204,39 +202,62 @@ struct Gradients {
   const Backward<T, Element>& work;
   std::optional<Matrices<Element>> grad_query, grad_key, grad_value;
 
+  Schedule schedule;
+  // With one block of keys, every block of queries is in one task, which packs it and writes its
+  // gradient too: a worker needs room for one block, and it stays in the cache.
+  bool queries_in_tasks;
+
   void execute(const torch::stable::Tensor& like, int64_t batches, int64_t at_once) const {
-    const Schedule& schedule = work.schedule;
-    const int64_t workers = worker_count(at_once * schedule.most_tasks());
-    const Buffer<T> scratch(like, workers * work.scratch_size());
-    std::fill(scratch.data(), scratch.data() + workers * work.scratch_size(), T(0));
+    const int64_t workers = worker_count(at_once * (work.queries.blocks() + work.keys.blocks()));
+    const Buffer<T> memory(like, workers * work.scratch_size());
+    const auto scratch = [&](int64_t worker) {
+      return memory.data() + worker * work.scratch_size();
+    };
     for (int64_t first = 0; first < batches; first += at_once) {
       const int64_t here = std::min(at_once, batches - first);
-      each_block(here, [&](const Side<T, Element>& side, int64_t item, int64_t block) {
-        side.pack(first + item, item, block, work.run.rows);
+      each_block(here, workers, [&](int64_t worker, const auto& side, int64_t item, int64_t block) {
+        prepare(side, first + item, item, block, scratch(worker));
       });
       schedule.run(here, workers, [&](int64_t worker, int64_t item, const BlockPair& pair) {
-        work.pair(first + item, item, schedule.task(pair),
-                  scratch.data() + worker * work.scratch_size());
+        const Schedule::Task task = schedule.task(pair);
+        const int64_t batch = first + item, query_item = queries_in_tasks ? worker : item;
+        if (queries_in_tasks) {
+          prepare(work.queries, batch, query_item, task.query_block, scratch(worker));
+        }
+        work.pair({batch, query_item, item}, task, scratch(worker));
+        if (queries_in_tasks) {
+          write(work.queries, batch, query_item, task.query_block);
+        }
       });
-      each_block(here, [&](const Side<T, Element>& side, int64_t item, int64_t block) {
+      each_block(here, workers, [&](int64_t, const auto& side, int64_t item, int64_t block) {
         write(side, first + item, item, block);
       });
     }
   }
 
-  // Calls task(side, item, block) for all blocks of both sides, or of the one that is both.
+  // Calls task(worker, side, item, block) for all blocks that are not left to the tasks: of both
+  // sides, or of the one that is both.
   template <typename Task>
-  void each_block(int64_t items, const Task& task) const {
-    const int64_t of_queries = work.queries.blocks();
+  void each_block(int64_t items, int64_t workers, const Task& task) const {
+    const int64_t of_queries = queries_in_tasks ? 0 : work.queries.blocks();
     const int64_t of_keys = work.shared ? 0 : work.keys.blocks(), blocks = of_queries + of_keys;
-    run_tasks(items * blocks, worker_count(items * blocks), [&](int64_t, int64_t index) {
+    run_tasks(items * blocks, workers, [&](int64_t worker, int64_t index) {
       const int64_t item = index / blocks, block = index % blocks;
       if (block < of_queries) {
-        task(work.queries, item, block);
+        task(worker, work.queries, item, block);
       } else {
-        task(work.keys, item, block - of_queries);
+        task(worker, work.keys, item, block - of_queries);
       }
     });
+  }
+
+  void prepare(const Side<T, Element>& side, int64_t batch, int64_t item, int64_t block,
+               T* scratch) const {
+    if (&side == &work.queries) {
+      work.rows.compute(batch, block * side.features.capacity(), side.features.count(block),
+                        scratch);
+    }
+    side.pack(batch, item, block, work.run.rows);
   }
 
   void write(const Side<T, Element>& side, int64_t batch, int64_t item, int64_t block) const {
@@ -255,50 +276,6 @@ struct Gradients {
   }
 };
 
-// Row statistics of every query; `lse` and `delta` have room for (N, L) and one more block, which
-// is set to 0.
-template <typename T, typename Element>
-void row_statistics(const Matrices<const Element>& out,
-                    const std::optional<Matrices<const Element>>& residual,
-                    const Matrices<const Element>& grad_out,
-                    const torch::stable::Tensor& forward_lse, T* lse, T* delta) {
-  const Kernels<T>& run = kernels<T>();
-  const int64_t batches = forward_lse.size(0), tokens = out.tokens, rows = batches * tokens;
-  const int64_t panels = ceil_div(tokens, run.columns), size = run.columns * out.channels;
-  const int64_t workers = worker_count(batches * panels);
-  const T* const given = static_cast<const T*>(forward_lse.data_ptr());
-  const Buffer<T> scratch(forward_lse, workers * (3 * size + run.columns));
-  std::transform(given, given + rows, lse, [](T value) {
-    return std::isfinite(value) ? value : std::numeric_limits<T>::quiet_NaN();
-  });
-  std::fill(lse + rows, lse + rows + kResident, T(0));
-  std::fill(delta + rows, delta + rows + kResident, T(0));
-  run_tasks(batches * panels, workers, [&](int64_t worker, int64_t index) {
-    const int64_t batch = index / panels, start = index % panels * run.columns;
-    const int64_t used = std::min<int64_t>(run.columns, tokens - start);
-    T* const left = scratch.data() + worker * (3 * size + run.columns);
-    T* const right = left + size;
-    T* const rest = right + size;
-    T* const sums = rest + size;
-    pack_by_token(run, grad_out, batch, start, used, left);
-    pack_by_token(run, out, batch, start, used, right);
-    if (residual) {
-      pack_by_token(run, *residual, batch, start, used, rest);
-      std::transform(right, right + size, rest, right, std::plus<T>());
-    }
-    run.dot(left, right, out.channels, sums);
-    // An infinite gradient makes every score gradient of its row NaN in the plain formula: infinity
-    // minus a sum with that infinity.
-    T nothing[kMaxPanel] = {};
-    for (int64_t at = 0; at < size; at += run.columns) {
-      for (int column = 0; column < run.columns; ++column) {
-        nothing[column] += left[at + column] - left[at + column];
-      }
-    }
-    std::transform(sums, sums + used, nothing, delta + batch * tokens + start, std::plus<T>());
-  });
-}
-
 template <typename T, typename Element>
 void backward(const torch::stable::Tensor& grad_out, const torch::stable::Tensor& query,
               const std::optional<torch::stable::Tensor>& key, const torch::stable::Tensor& value,
@@ -314,57 +291,53 @@ void backward(const torch::stable::Tensor& grad_out, const torch::stable::Tensor
   const Kernels<T>& run = kernels_for<T, Element>();
   const auto q = matrices<const Element>(query), g = matrices<const Element>(grad_out);
   const auto k = key ? matrices<const Element>(*key) : q, v = matrices<const Element>(value);
-  const int64_t batches = query.size(0), rows = batches * q.tokens + kResident;
-  const Buffer<T> row_lse(query, rows), delta(query, rows);
-  row_statistics(matrices<const Element>(out), maybe_matrices<const Element>(residual), g, lse,
-                 row_lse.data(), delta.data());
-
-  const int64_t query_capacity = block_capacity(q.tokens), key_capacity = block_capacity(k.tokens);
+  const int64_t batches = query.size(0);
+  const RowStatistics<T, Element> rows(matrices<const Element>(out),
+                                       maybe_matrices<const Element>(residual), g, lse);
+  const int64_t query_capacity = block_capacity(q.tokens);
+  const int64_t key_capacity = key && k.tokens <= kStream ? kStream : block_capacity(k.tokens);
   const Schedule schedule(!key, ceil_div(q.tokens, query_capacity),
                           ceil_div(k.tokens, key_capacity));
   const int64_t at_once = batches_at_once(batches, schedule.most_tasks());
-  const auto packed = [&](const Matrices<const Element>& from, int64_t capacity, bool as_left,
-                          bool as_terms) {
-    return Packed<T, Element>(query, run, from, capacity, at_once, as_left, as_terms);
+  const bool queries_in_tasks = key && k.tokens <= key_capacity;
+  const Room of_keys{at_once, false};
+  const Room of_queries =
+      queries_in_tasks ? Room{worker_count(std::numeric_limits<int64_t>::max()), true} : of_keys;
+  const auto packed = [&](const Matrices<const Element>& from, int64_t capacity, const Room& room,
+                          bool as_left, bool as_terms) {
+    return Packed<T, Element>(query, run, from, capacity, room, as_left, as_terms);
   };
-  const auto sums = [&](bool wanted, int64_t capacity, int64_t blocks, int64_t channels,
-                        int64_t copies) {
-    return wanted ? std::optional<Sums<T>>(std::in_place, query, run, capacity, blocks, channels,
-                                           at_once, copies)
+  const auto sums = [&](bool wanted, const Packed<T, Element>& like, const Room& room,
+                        int64_t channels, int64_t copies) {
+    return wanted ? std::optional<Sums<T>>(std::in_place, query, run, like.capacity(),
+                                           like.blocks(), channels, room, copies)
                   : std::nullopt;
   };
-  Side<T, Element> queries{packed(q, query_capacity, true, with_gradient), {}, {}, {}, {}};
-  queries.grad_out.emplace(packed(g, query_capacity, with_gradient, with_values));
-  queries.feature_sums = sums(grad_query.has_value(), query_capacity, queries.blocks(), q.channels,
+  Side<T, Element> queries{
+      packed(q, query_capacity, of_queries, true, with_gradient), {}, {}, {}, {}};
+  queries.grad_out.emplace(packed(g, query_capacity, of_queries, with_gradient, with_values));
+  queries.feature_sums = sums(grad_query.has_value(), queries.features, of_queries, q.channels,
                               schedule.query_copies());
   std::optional<Side<T, Element>> others;
   if (key) {
-    others.emplace(
-        Side<T, Element>{packed(k, key_capacity, true, grad_query.has_value()), {}, {}, {}, {}});
-    others->feature_sums = sums(grad_key.has_value(), key_capacity, others->blocks(), k.channels,
-                                schedule.key_copies());
+    others.emplace(Side<T, Element>{
+        packed(k, key_capacity, of_keys, true, grad_query.has_value()), {}, {}, {}, {}});
+    others->feature_sums =
+        sums(grad_key.has_value(), others->features, of_keys, k.channels, schedule.key_copies());
   }
   Side<T, Element>& keys = key ? *others : queries;
   if (with_gradient) {
-    keys.value.emplace(packed(v, key_capacity, true, false));
+    keys.value.emplace(packed(v, key_capacity, of_keys, true, false));
   }
-  keys.value_sums =
-      sums(with_values, key_capacity, keys.blocks(), v.channels, schedule.key_copies());
-  const Backward<T, Element> work{run,
-                                  !key,
-                                  with_gradient,
-                                  with_values,
-                                  queries,
-                                  keys,
-                                  schedule,
-                                  static_cast<T>(scale),
-                                  {row_lse.data(), delta.data()},
-                                  q.tokens,
-                                  query_capacity,
-                                  key_capacity};
-  const Gradients<T, Element> gradients{work, maybe_matrices<Element>(grad_query),
+  keys.value_sums = sums(with_values, keys.features, of_keys, v.channels, schedule.key_copies());
+  const Backward<T, Element> work{run,     !key, with_gradient, with_values,
+                                  queries, keys, rows,          static_cast<T>(scale)};
+  const Gradients<T, Element> gradients{work,
+                                        maybe_matrices<Element>(grad_query),
                                         maybe_matrices<Element>(grad_key),
-                                        maybe_matrices<Element>(grad_value)};
+                                        maybe_matrices<Element>(grad_value),
+                                        schedule,
+                                        queries_in_tasks};
   gradients.execute(query, batches, at_once);
 }
 

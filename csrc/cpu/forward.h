@@ -196,15 +196,15 @@ void shared_forward(const torch::stable::Tensor& query, const torch::stable::Ten
   const int64_t blocks = ceil_div(tokens.tokens, capacity);
   const Schedule schedule(true, blocks, blocks);
   const int64_t at_once = batches_at_once(batches, schedule.most_tasks());
-  const Packed<T, Element> features(query, run, tokens, capacity, at_once, true, false);
-  const Packed<T, Element> values(query, run, v, capacity, at_once, false, true);
-  const Sums<T> sums(query, run, capacity, blocks, v.channels, at_once, 1);
+  const Room room{at_once, false};
+  const Packed<T, Element> features(query, run, tokens, capacity, room, true, false);
+  const Packed<T, Element> values(query, run, v, capacity, room, false, true);
+  const Sums<T> sums(query, run, capacity, blocks, v.channels, room, 1);
   const Buffer<T> statistics(query, at_once * blocks * 2 * capacity);
   const SharedForward<T, Element> pass{
       run, features, values, sums, results, static_cast<T>(scale), statistics.data()};
   const int64_t workers = worker_count(at_once * schedule.most_tasks());
   const Buffer<T> scratch(query, workers * pass.scratch_size());
-  std::fill(scratch.data(), scratch.data() + workers * pass.scratch_size(), T(0));
   for (int64_t first = 0; first < batches; first += at_once) {
     const int64_t here = std::min(at_once, batches - first), tasks = here * blocks;
     run_tasks(tasks, worker_count(tasks), [&](int64_t, int64_t index) {
@@ -234,14 +234,14 @@ void forward(const torch::stable::Tensor& query, const std::optional<torch::stab
   const auto queries = matrices<const Element>(query);
   const int64_t batches = query.size(0), blocks = ceil_div(queries.tokens, kResident);
   const int64_t at_once = batches_at_once(batches, blocks);
-  const Packed<T, Element> keys(query, run, matrices<const Element>(*key), kStream, at_once, true,
+  const Room room{at_once, false};
+  const Packed<T, Element> keys(query, run, matrices<const Element>(*key), kStream, room, true,
                                 false);
-  const Packed<T, Element> values(query, run, matrices<const Element>(value), kStream, at_once,
-                                  false, true);
+  const Packed<T, Element> values(query, run, matrices<const Element>(value), kStream, room, false,
+                                  true);
   const Forward<T, Element> pass{run, queries, keys, values, results, static_cast<T>(scale)};
   const int64_t workers = worker_count(at_once * std::max(keys.blocks(), blocks));
   const Buffer<T> scratch(query, workers * pass.scratch_size());
-  std::fill(scratch.data(), scratch.data() + workers * pass.scratch_size(), T(0));
   for (int64_t first = 0; first < batches; first += at_once) {
     const int64_t here = std::min(at_once, batches - first);
     run_tasks(here * keys.blocks(), workers, [&](int64_t, int64_t index) {

@@ -120,13 +120,19 @@ void pack_by_channel(const Kernels<T>& run, const Matrices<const Element>& from,
   pack_panels<false>(run, from.at(batch, token), units, rows, target);
 }
 
+// How many batch items, or workers, have memory of their own, and whether it is for one block only.
+struct Room {
+  int64_t items;
+  bool one_block;
+};
+
 // One token matrix of a few batch items in packed blocks.
 template <typename T, typename Element>
 class Packed {
  public:
   // `as_left`, `as_terms`: which of the forms are wanted.
   Packed(const torch::stable::Tensor& like, const Kernels<T>& run,
-         const Matrices<const Element>& from, int64_t capacity, int64_t items, bool as_left,
+         const Matrices<const Element>& from, int64_t capacity, const Room& room, bool as_left,
          bool as_terms)
       : run_(run),
         from_(from),
@@ -134,7 +140,8 @@ class Packed {
         blocks_(ceil_div(from.tokens, capacity)),
         left_size_(as_left || run.per_unit == 1 ? capacity * width() : 0),
         terms_size_(as_terms && run.per_unit > 1 ? capacity / run.per_unit * sum_width() : 0),
-        memory_(like, items * blocks_ * (left_size_ + terms_size_)) {}
+        kept_(room.one_block ? 1 : blocks_),
+        memory_(like, room.items * kept_ * (left_size_ + terms_size_)) {}
 
   int64_t blocks() const { return blocks_; }
   int64_t capacity() const { return capacity_; }
@@ -192,12 +199,12 @@ class Packed {
 
  private:
   T* at(int64_t item, int64_t block) const {
-    return memory_.data() + (item * blocks_ + block) * (left_size_ + terms_size_);
+    return memory_.data() + (item * kept_ + block % kept_) * (left_size_ + terms_size_);
   }
 
   const Kernels<T>& run_;
   Matrices<const Element> from_;
-  int64_t capacity_, blocks_, left_size_, terms_size_;
+  int64_t capacity_, blocks_, left_size_, terms_size_, kept_;
   Buffer<T> memory_;
 };
 

@@ -8,6 +8,7 @@
 
 #include "kernels.h"
 #include "matrix.h"
+#include "packed.h"
 #include "runtime.h"
 
 namespace ocnet::cpu {
@@ -22,19 +23,19 @@ template <typename T>
 class Sums {
  public:
   Sums(const torch::stable::Tensor& like, const Kernels<T>& run, int64_t capacity, int64_t blocks,
-       int64_t channels, int64_t items, int64_t copies)
+       int64_t channels, const Room& room, int64_t copies)
       : width_(round_up(channels, run.columns)),
         panel_(capacity * run.columns),
         columns_(run.columns),
         size_(capacity * width_),
-        blocks_(blocks),
+        blocks_(room.one_block ? 1 : blocks),
         copies_(copies),
-        memory_(like, items * copies * blocks * size_) {}
+        memory_(like, room.items * copies * blocks_ * size_) {}
 
   int64_t width() const { return width_; }
 
   T* at(int64_t item, int64_t copy, int64_t block) const {
-    return memory_.data() + ((item * copies_ + copy) * blocks_ + block) * size_;
+    return memory_.data() + ((item * copies_ + copy) * blocks_ + block % blocks_) * size_;
   }
 
   // Sets the first `rows` rows of a block to 0 in every copy.

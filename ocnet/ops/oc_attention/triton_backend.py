@@ -9,8 +9,8 @@ read maps whose channels lie side by side in rows of whole 16 bytes; a map that 
 import torch
 from torch import Tensor
 
-from ocnet._env import triton_interpreted
-from ocnet.ops._backends import SUPPORTED, Support
+from ocnet.ops import _triton
+from ocnet.ops._backends import Support
 from ocnet.ops.oc_attention import configs, triton_few, triton_plan
 from ocnet.ops.oc_attention.problem import (
     BackwardCall,
@@ -20,49 +20,15 @@ from ocnet.ops.oc_attention.problem import (
 )
 from ocnet.ops.oc_attention.triton_plan import Plan, Sides
 
-MIN_CAPABILITY = (8, 0)
-
 
 def supports(problem: Problem) -> Support:
-    """Take fp16, bf16 and fp32 on NVIDIA GPUs; in Triton's interpreter, fp16 and fp32 on the CPU.
-
-    Args:
-        problem: The call.
-
-    Returns:
-        Whether this back end takes it, and the reason when it does not.
-    """
-    interpreted = triton_interpreted()
-    refusal = refuse_common(problem, "cpu" if interpreted else "cuda")
-    if refusal is not None:
-        return refusal
-    if problem.dtype == torch.float64:
-        return Support(False, "its kernels sum in float32, which is not enough for torch.float64")
-    if interpreted and problem.dtype == torch.bfloat16:
-        return Support(False, "Triton's interpreter does not compute torch.bfloat16 correctly")
-    try:
-        triton_plan.kernels()
-    except ImportError as error:
-        return Support(False, f"triton cannot be imported ({error})", missing_build=True)
-    return SUPPORTED if interpreted else _supports_gpu(problem.device)
-
-
-def _supports_gpu(device: torch.device) -> Support:
-    if torch.version.hip is not None:
-        return Support(False, "its tiles are made for NVIDIA GPUs, and this torch is built for AMD")
-    capability = torch.cuda.get_device_capability(device)
-    if capability < MIN_CAPABILITY:
-        return Support(
-            False,
-            "it needs compute capability {}.{} or later, and ".format(*MIN_CAPABILITY)
-            + "{} has {}.{}".format(device, *capability),
-        )
-    return SUPPORTED
+    """Tell whether the Triton kernels take the call."""
+    return _triton.supports(problem, refuse_common, triton_plan.kernels)
 
 
 def forward(call: ForwardCall) -> None:
     """Write the outputs of the call."""
-    with triton_plan.on(call.query.device):
+    with _triton.on(call.query.device):
         plan = Plan.of(call.query, call.value, call.tf32)
         read = call._replace(
             query=plan.rows(call.query),
@@ -98,10 +64,10 @@ def _forward(plan: Plan, call: ForwardCall) -> None:
         DIAGONAL=diagonal,
         SPLITS=splits,
         BO=tile.out,
-        **triton_plan.strides("q", "nl", query),
-        **triton_plan.strides("k", "ns", key),
-        **triton_plan.strides("v", "ns", value),
-        **triton_plan.strides("o", "znlv", part),
+        **_triton.strides("q", "nl", query),
+        **_triton.strides("k", "ns", key),
+        **_triton.strides("v", "ns", value),
+        **_triton.strides("o", "znlv", part),
         scale=scale,
         N=query.shape[0],
         L=query.shape[1],
@@ -131,8 +97,8 @@ def _combine_forward(
         p_out=out,
         p_lse=lse,
         p_residual=out if residual is None else residual,
-        **triton_plan.strides("p", "znl", part),
-        **triton_plan.strides("o", "nlv", out),
+        **_triton.strides("p", "znl", part),
+        **_triton.strides("o", "nlv", out),
         N=n,
         L=l,
         Ev=ev,
@@ -148,7 +114,7 @@ def _combine_forward(
 def backward(call: BackwardCall) -> None:
     """Write the gradients that are not ``None``."""
     query, key, value, wanted = call.query, call.key, call.value, call.grad_query
-    with triton_plan.on(query.device):
+    with _triton.on(query.device):
         plan = Plan.of(query, value, call.tf32)
         rows = plan.rows(query)
         sides = Sides(
@@ -198,8 +164,8 @@ def _backward_delta(grad_out: Tensor, out: Tensor, residual: Tensor | None, delt
         p_residual=out if residual is None else residual,
         RESIDUAL=residual is not None,
         p_delta=delta,
-        **triton_plan.strides("g", "nlv", grad_out),
-        **triton_plan.strides("o", "nlv", out),
+        **_triton.strides("g", "nlv", grad_out),
+        **_triton.strides("o", "nlv", out),
         L=l,
         Ev=ev,
         EVEN_V=ev % tile.channels(ev) == 0,
@@ -252,12 +218,12 @@ def _backward_pass(
         p_delta=sides.delta,
         p_out=first,
         p_out_value=last,
-        **triton_plan.strides("r", "nm", row),
-        **triton_plan.strides("c", "ns", col),
-        **triton_plan.strides("v", "ns", value),
-        **triton_plan.strides("g", "nl", grad_out),
-        **triton_plan.strides("o", "znme", first),
-        **triton_plan.strides("w", "znmv", last),
+        **_triton.strides("r", "nm", row),
+        **_triton.strides("c", "ns", col),
+        **_triton.strides("v", "ns", value),
+        **_triton.strides("g", "nl", grad_out),
+        **_triton.strides("o", "znme", first),
+        **_triton.strides("w", "znmv", last),
         scale=sides.scale,
         ROWS=row.shape[1],
         COLS=col.shape[1],
@@ -284,8 +250,8 @@ def _combine_backward(part: Tensor, grad: Tensor) -> None:
     ](
         p_part=part,
         p_out=grad,
-        **triton_plan.strides("p", "znt", part),
-        **triton_plan.strides("o", "ntc", grad),
+        **_triton.strides("p", "znt", part),
+        **_triton.strides("o", "ntc", grad),
         tokens=tokens,
         channels=channels,
         SPLITS=part.shape[0],

@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ocnet.ops import _triton
 from ocnet.ops.oc_attention import configs, triton_plan
 from ocnet.ops.oc_attention.problem import ForwardCall
 from ocnet.ops.oc_attention.triton_plan import Plan, Sides
@@ -30,7 +31,7 @@ def forward(plan: Plan, tile: configs.Few, call: ForwardCall) -> None:
         B1=tile.keys1,
         BO=wide,
         PROGRAMS=programs,
-        **triton_plan.strides("o", "nlv", out),
+        **_triton.strides("o", "nlv", out),
         **_common(plan, tile, query, key, value, scale),
     )
 
@@ -51,8 +52,8 @@ def backward_query(plan: Plan, tile: configs.Few, sides: Sides, grad_query: Tens
         BS=tile.keys0,
         BV=plan.wide_ev,
         PROGRAMS=programs,
-        **triton_plan.strides("g", "nl", grad_out),
-        **triton_plan.strides("o", "nle", written),
+        **_triton.strides("g", "nl", grad_out),
+        **_triton.strides("o", "nle", written),
         **_common(plan, tile, query, sides.key, sides.value, sides.scale),
     )
 
@@ -70,9 +71,9 @@ def _common(
     """Return the arguments that both kernels share."""
     return {
         "x_query": plan.window(query, tile.rows, plan.wide_e),
-        **triton_plan.strides("q", "nl", query),
-        **triton_plan.strides("k", "ns", key),
-        **triton_plan.strides("v", "ns", value),
+        **_triton.strides("q", "nl", query),
+        **_triton.strides("k", "ns", key),
+        **_triton.strides("v", "ns", value),
         "scale": scale,
         "L": query.shape[1],
         "S": key.shape[1],

@@ -4,7 +4,6 @@
 Triton is imported by the first call that needs it, so this module imports without it.
 """
 
-import contextlib
 import functools
 import importlib
 from typing import Any, NamedTuple
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ocnet._env import triton_interpreted
+from ocnet.ops import _triton
 from ocnet.ops._layout import ALIGNMENT, aligned_rows
 from ocnet.ops.oc_attention import configs
 
@@ -154,8 +154,8 @@ def rounded(matrix: Tensor) -> Tensor:
     kernels().oc_attention_round_kernel[grid(matrix, tile.rows, tile.channels(channels))](
         p_in=matrix,
         p_out=rows,
-        **strides("i", "ntc", matrix),
-        **strides("o", "nt", rows),
+        **_triton.strides("i", "ntc", matrix),
+        **_triton.strides("o", "nt", rows),
         tokens=tokens,
         channels=channels,
         BT=tile.rows,
@@ -163,11 +163,6 @@ def rounded(matrix: Tensor) -> Tensor:
         enable_fp_fusion=True,
     )
     return rows
-
-
-def on(device: torch.device) -> contextlib.AbstractContextManager[None]:
-    """Make the tensors' GPU the current one, which is where Triton launches."""
-    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
 
 def is_hopper(device: torch.device) -> bool:
@@ -186,11 +181,3 @@ def grid(written: Tensor, rows: int, channels: int) -> tuple[int, int]:
     """Return the programs that write a ``(N, tokens, channels)`` result; axis 1 is its channels."""
     n, tokens, width = written.shape
     return n * -(-tokens // rows), -(-width // channels)
-
-
-def strides(matrix: str, axes: str, tensor: Tensor) -> dict[str, int]:
-    """Return the kernel's names of a tensor's leading strides with their values."""
-    return {
-        f"stride_{matrix}{axis}": stride
-        for axis, stride in zip(axes, tensor.stride(), strict=False)
-    }

@@ -4,7 +4,6 @@
 Triton is imported by the first call that needs it, so this module imports without it.
 """
 
-import contextlib
 import functools
 import importlib
 from typing import Any
@@ -12,12 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ocnet._env import triton_interpreted
-from ocnet.ops._backends import SUPPORTED, Support
+from ocnet.ops import _triton
+from ocnet.ops._backends import Support
 from ocnet.ops.spatial_gather import configs
 from ocnet.ops.spatial_gather.problem import BackwardCall, ForwardCall, Problem, refuse_common
-
-MIN_CAPABILITY = (8, 0)
 
 
 @functools.cache
@@ -26,40 +23,8 @@ def _kernels() -> Any:
 
 
 def supports(problem: Problem) -> Support:
-    """Take fp16, bf16 and fp32 on NVIDIA GPUs; in Triton's interpreter, fp16 and fp32 on the CPU.
-
-    Args:
-        problem: The call.
-
-    Returns:
-        Whether this back end takes it, and the reason when it does not.
-    """
-    interpreted = triton_interpreted()
-    refusal = refuse_common(problem, "cpu" if interpreted else "cuda")
-    if refusal is not None:
-        return refusal
-    if problem.dtype == torch.float64:
-        return Support(False, "its kernels sum in float32, which is not enough for torch.float64")
-    if interpreted and problem.dtype == torch.bfloat16:
-        return Support(False, "Triton's interpreter does not compute torch.bfloat16 correctly")
-    try:
-        _kernels()
-    except ImportError as error:
-        return Support(False, f"triton cannot be imported ({error})", missing_build=True)
-    return SUPPORTED if interpreted else _supports_gpu(problem.device)
-
-
-def _supports_gpu(device: torch.device) -> Support:
-    if torch.version.hip is not None:
-        return Support(False, "its tiles are made for NVIDIA GPUs, and this torch is built for AMD")
-    capability = torch.cuda.get_device_capability(device)
-    if capability < MIN_CAPABILITY:
-        return Support(
-            False,
-            "it needs compute capability {}.{} or later, and ".format(*MIN_CAPABILITY)
-            + "{} has {}.{}".format(device, *capability),
-        )
-    return SUPPORTED
+    """Tell whether the Triton kernels take the call."""
+    return _triton.supports(problem, refuse_common, _kernels)
 
 
 def forward(call: ForwardCall) -> None:
@@ -74,7 +39,7 @@ def forward(call: ForwardCall) -> None:
         torch.empty(shape, dtype=torch.float32, device=features.device)
         for shape in ((n, parts, k, c), (n, parts, k), (n, parts, k))
     )
-    with _on(features.device):
+    with _triton.on(features.device):
         _kernels().spatial_gather_fwd_kernel[
             (n * parts * -(-k // tile.regions) * -(-c // tile.channels),)
         ](
@@ -83,8 +48,8 @@ def forward(call: ForwardCall) -> None:
             p_sums=sums,
             p_maxima=maxima,
             p_totals=totals,
-            **_strides("f", "nlc", features),
-            **_strides("z", "nlk", logits),
+            **_triton.strides("f", "nlc", features),
+            **_triton.strides("z", "nlk", logits),
             scale=scale,
             L=l,
             C=c,
@@ -100,7 +65,7 @@ def forward(call: ForwardCall) -> None:
             p_out=out,
             p_lse=lse,
             p_residual=out if residual is None else residual,
-            **_strides("o", "nkc", out),
+            **_triton.strides("o", "nkc", out),
             C=c,
             K=k,
             PARTS=parts,
@@ -114,7 +79,7 @@ def forward(call: ForwardCall) -> None:
 
 def backward(call: BackwardCall) -> None:
     """Write the gradients that are not ``None``."""
-    with _on(call.features.device):
+    with _triton.on(call.features.device):
         if call.grad_logits is not None:
             _backward_logits(call, call.grad_logits)
         if call.grad_features is not None:
@@ -130,8 +95,8 @@ def _backward_logits(call: BackwardCall, grad_logits: Tensor) -> None:
         p_out=call.out,
         p_residual=call.out if call.residual is None else call.residual,
         p_delta=delta,
-        **_strides("g", "nkc", call.grad_out),
-        **_strides("o", "nkc", call.out),
+        **_triton.strides("g", "nkc", call.grad_out),
+        **_triton.strides("o", "nkc", call.out),
         K=k,
         C=c,
         BK=configs.DELTA_REGIONS,
@@ -149,10 +114,10 @@ def _backward_logits(call: BackwardCall, grad_logits: Tensor) -> None:
         p_lse=call.lse,
         p_delta=delta,
         p_grad_logits=grad_logits,
-        **_strides("g", "nkc", call.grad_out),
-        **_strides("f", "nlc", call.features),
-        **_strides("z", "nlk", call.logits),
-        **_strides("o", "nlk", grad_logits),
+        **_triton.strides("g", "nkc", call.grad_out),
+        **_triton.strides("f", "nlc", call.features),
+        **_triton.strides("z", "nlk", call.logits),
+        **_triton.strides("o", "nlk", grad_logits),
         scale=call.scale,
         L=l,
         C=c,
@@ -171,27 +136,15 @@ def _backward_features(call: BackwardCall, grad_features: Tensor) -> None:
         p_logits=call.logits,
         p_lse=call.lse,
         p_grad_features=grad_features,
-        **_strides("g", "nkc", call.grad_out),
-        **_strides("z", "nlk", call.logits),
-        **_strides("o", "nlc", grad_features),
+        **_triton.strides("g", "nkc", call.grad_out),
+        **_triton.strides("z", "nlk", call.logits),
+        **_triton.strides("o", "nlc", grad_features),
         scale=call.scale,
         L=l,
         C=c,
         K=k,
         **_common(tile, call.tf32),
     )
-
-
-def _on(device: torch.device) -> contextlib.AbstractContextManager[None]:
-    """Make the tensors' GPU the current one, which is where Triton launches."""
-    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
-
-
-def _strides(matrix: str, axes: str, tensor: Tensor) -> dict[str, int]:
-    """Return the kernel's names of a tensor's strides with their values."""
-    return {
-        f"stride_{matrix}{axis}": stride for axis, stride in zip(axes, tensor.stride(), strict=True)
-    }
 
 
 def _precision(tf32: bool) -> str:
