@@ -303,13 +303,14 @@ void backward(const torch::stable::Tensor& grad_out, const torch::stable::Tensor
   const Room of_keys{at_once, false};
   const Room of_queries =
       queries_in_tasks ? Room{worker_count(std::numeric_limits<int64_t>::max()), true} : of_keys;
+  Workspace<T> workspace(query);
   const auto packed = [&](const Matrices<const Element>& from, int64_t capacity, const Room& room,
                           bool as_left, bool as_terms) {
-    return Packed<T, Element>(query, run, from, capacity, room, as_left, as_terms);
+    return Packed<T, Element>(workspace, run, from, capacity, room, as_left, as_terms);
   };
   const auto sums = [&](bool wanted, const Packed<T, Element>& like, const Room& room,
                         int64_t channels, int64_t copies) {
-    return wanted ? std::optional<Sums<T>>(std::in_place, query, run, like.capacity(),
+    return wanted ? std::optional<Sums<T>>(std::in_place, workspace, run, like.capacity(),
                                            like.blocks(), channels, room, copies)
                   : std::nullopt;
   };
@@ -330,6 +331,7 @@ void backward(const torch::stable::Tensor& grad_out, const torch::stable::Tensor
     keys.value.emplace(packed(v, key_capacity, of_keys, true, false));
   }
   keys.value_sums = sums(with_values, keys.features, of_keys, v.channels, schedule.key_copies());
+  workspace.allocate();
   const Backward<T, Element> work{run,     !key, with_gradient, with_values,
                                   queries, keys, rows,          static_cast<T>(scale)};
   const Gradients<T, Element> gradients{work,

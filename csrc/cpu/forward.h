@@ -197,9 +197,11 @@ void shared_forward(const torch::stable::Tensor& query, const torch::stable::Ten
   const Schedule schedule(true, blocks, blocks);
   const int64_t at_once = batches_at_once(batches, schedule.most_tasks());
   const Room room{at_once, false};
-  const Packed<T, Element> features(query, run, tokens, capacity, room, true, false);
-  const Packed<T, Element> values(query, run, v, capacity, room, false, true);
-  const Sums<T> sums(query, run, capacity, blocks, v.channels, room, 1);
+  Workspace<T> workspace(query);
+  const Packed<T, Element> features(workspace, run, tokens, capacity, room, true, false);
+  const Packed<T, Element> values(workspace, run, v, capacity, room, false, true);
+  const Sums<T> sums(workspace, run, capacity, blocks, v.channels, room, 1);
+  workspace.allocate();
   const Buffer<T> statistics(query, at_once * blocks * 2 * capacity);
   const SharedForward<T, Element> pass{
       run, features, values, sums, results, static_cast<T>(scale), statistics.data()};
@@ -235,10 +237,12 @@ void forward(const torch::stable::Tensor& query, const std::optional<torch::stab
   const int64_t batches = query.size(0), blocks = ceil_div(queries.tokens, kResident);
   const int64_t at_once = batches_at_once(batches, blocks);
   const Room room{at_once, false};
-  const Packed<T, Element> keys(query, run, matrices<const Element>(*key), kStream, room, true,
+  Workspace<T> workspace(query);
+  const Packed<T, Element> keys(workspace, run, matrices<const Element>(*key), kStream, room, true,
                                 false);
-  const Packed<T, Element> values(query, run, matrices<const Element>(value), kStream, room, false,
-                                  true);
+  const Packed<T, Element> values(workspace, run, matrices<const Element>(value), kStream, room,
+                                  false, true);
+  workspace.allocate();
   const Forward<T, Element> pass{run, queries, keys, values, results, static_cast<T>(scale)};
   const int64_t workers = worker_count(at_once * std::max(keys.blocks(), blocks));
   const Buffer<T> scratch(query, workers * pass.scratch_size());

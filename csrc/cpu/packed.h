@@ -131,9 +131,8 @@ template <typename T, typename Element>
 class Packed {
  public:
   // `as_left`, `as_terms`: which of the forms are wanted.
-  Packed(const torch::stable::Tensor& like, const Kernels<T>& run,
-         const Matrices<const Element>& from, int64_t capacity, const Room& room, bool as_left,
-         bool as_terms)
+  Packed(Workspace<T>& workspace, const Kernels<T>& run, const Matrices<const Element>& from,
+         int64_t capacity, const Room& room, bool as_left, bool as_terms)
       : run_(run),
         from_(from),
         capacity_(capacity),
@@ -141,7 +140,7 @@ class Packed {
         left_size_(as_left || run.per_unit == 1 ? capacity * width() : 0),
         terms_size_(as_terms && run.per_unit > 1 ? capacity / run.per_unit * sum_width() : 0),
         kept_(room.one_block ? 1 : blocks_),
-        memory_(like, room.items * kept_ * (left_size_ + terms_size_)) {}
+        memory_(workspace, room.items * kept_ * (left_size_ + terms_size_)) {}
 
   int64_t blocks() const { return blocks_; }
   int64_t capacity() const { return capacity_; }
@@ -205,7 +204,7 @@ class Packed {
   const Kernels<T>& run_;
   Matrices<const Element> from_;
   int64_t capacity_, blocks_, left_size_, terms_size_, kept_;
-  Buffer<T> memory_;
+  Share<T> memory_;
 };
 
 // Where the rows and the panels of a matrix in panels begin.

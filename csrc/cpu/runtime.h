@@ -37,6 +37,49 @@ class Buffer {
   T* data_;
 };
 
+// What a pass keeps for its whole duration, in one block of memory: shares are taken first, then
+// the block is allocated. In pieces it would leave gaps that the next pass cannot use.
+template <typename T>
+class Workspace {
+ public:
+  explicit Workspace(const torch::stable::Tensor& like) : like_(like) {}
+
+  int64_t take(int64_t count) {
+    const int64_t offset = count_;
+    count_ += round_up(count, 64 / static_cast<int64_t>(sizeof(T)));
+    return offset;
+  }
+
+  // The C library keeps freed blocks of up to 32 MiB to itself, and then a training step would hold
+  // the memory of both of its passes. What is asked for and not touched costs nothing.
+  void allocate() {
+    constexpr int64_t kSmall = (int64_t{8} << 20) / sizeof(T);
+    constexpr int64_t kReturned = (int64_t{33} << 20) / sizeof(T);
+    memory_.emplace(like_, count_ < kSmall ? count_ : std::max(count_, kReturned));
+  }
+
+  T* data() const { return memory_->data(); }
+
+ private:
+  torch::stable::Tensor like_;
+  int64_t count_ = 0;
+  std::optional<Buffer<T>> memory_;
+};
+
+// A part of a workspace, there once that is allocated.
+template <typename T>
+class Share {
+ public:
+  Share(Workspace<T>& workspace, int64_t count)
+      : workspace_(&workspace), offset_(workspace.take(count)) {}
+
+  T* data() const { return workspace_->data() + offset_; }
+
+ private:
+  const Workspace<T>* workspace_;
+  int64_t offset_;
+};
+
 // While one lives, results too small for a normal number become 0: weights near the limit of exp
 // would otherwise make every product that meets them many times slower on x86.
 class FlushSubnormals {

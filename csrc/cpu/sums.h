@@ -22,7 +22,7 @@ inline int64_t block_capacity(int64_t tokens) { return tokens < 8 * kStream ? 96
 template <typename T>
 class Sums {
  public:
-  Sums(const torch::stable::Tensor& like, const Kernels<T>& run, int64_t capacity, int64_t blocks,
+  Sums(Workspace<T>& workspace, const Kernels<T>& run, int64_t capacity, int64_t blocks,
        int64_t channels, const Room& room, int64_t copies)
       : width_(round_up(channels, run.columns)),
         panel_(capacity * run.columns),
@@ -30,7 +30,7 @@ class Sums {
         size_(capacity * width_),
         blocks_(room.one_block ? 1 : blocks),
         copies_(copies),
-        memory_(like, room.items * copies * blocks_ * size_) {}
+        memory_(workspace, room.items * copies * blocks_ * size_) {}
 
   int64_t width() const { return width_; }
 
@@ -63,7 +63,7 @@ class Sums {
 
  private:
   int64_t width_, panel_, columns_, size_, blocks_, copies_;
-  Buffer<T> memory_;
+  Share<T> memory_;
 };
 
 }  // namespace ocnet::cpu
