@@ -196,7 +196,7 @@ def test_rows_that_cannot_be_copied_are_refused(run, emulator) -> None:
     ops = torch.ops.ocnet_emulated
     features, logits = torch.zeros(1, 4, 9).half(), torch.zeros(1, 4, 2).half()
     out, lse = torch.zeros(1, 2, 9).half(), torch.zeros(1, 2)
-    text = "spatial_gather_fwd: features must have rows at multiples of 16 bytes"
+    text = "spatial_gather_fwd: features must have channel stride 1 and rows aligned to 16 bytes"
     with pytest.raises(RuntimeError, match=text):
         ops.spatial_gather_fwd(features, logits, 1.0, False, out, lse, None)
 
