@@ -184,7 +184,9 @@ def _commit() -> str | None:
     commit = _output("git", "-C", str(root), "rev-parse", "HEAD")
     if commit is None:
         return None
-    changed = _output("git", "-C", str(root), "status", "--porcelain", "--untracked-files=no")
+    # Rows of an earlier run change nothing that is measured.
+    code = ("--untracked-files=no", "--", ".", ":!benchmarks/results")
+    changed = _output("git", "-C", str(root), "status", "--porcelain", *code)
     return f"{commit}-changed" if changed else commit
 
 
