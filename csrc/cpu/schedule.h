@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Which pairs of blocks meet in the backward pass, in which order, and how workers keep to it.
+// Which pairs of blocks of tokens meet in a pass, in which order, and how workers keep to it.
 #pragma once
 
 #include <algorithm>
