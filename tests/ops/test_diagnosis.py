@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from ocnet.ops import attention_entropy, attention_mass
+from ocnet.ops.oc_attention import reference
+from tests.ops.watching import LargestTensor, watch_inside
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16]
 
@@ -91,26 +93,18 @@ def test_autocast_takes_no_digits(function) -> None:
         assert torch.equal(function(query, query, *arguments), plain)
 
 
-def test_mass_keeps_no_graph_and_no_matrix() -> None:
+def test_diagnosis_keeps_no_graph_and_no_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
     query = torch.randn(1, 4, 20, 20, requires_grad=True)
     labels = torch.randint(0, 3, (1, 20, 20))
-    largest = 0
-
-    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            nonlocal largest
-            result = func(*args, **(kwargs or {}))
-            for t in result if isinstance(result, (tuple, list)) else [result]:
-                if isinstance(t, torch.Tensor):
-                    largest = max(largest, t.numel())
-            return result
-
-    with Watch():
-        mass = attention_mass(query, query, labels, classes=3)
-        entropy = attention_entropy(query, query)
+    monkeypatch.setattr(reference, "ROWS", 8)
+    inside = watch_inside(reference, monkeypatch)
+    with LargestTensor() as around:
+        mass = attention_mass(query, query, labels, classes=3, backend="reference")
+        entropy = attention_entropy(query, query, backend="reference")
     assert not mass.requires_grad
     assert not entropy.requires_grad
-    assert 400 <= largest <= 400 * 4
+    assert around.numel == query.numel()
+    assert inside.numel == 8 * 400
 
 
 @pytest.mark.parametrize(

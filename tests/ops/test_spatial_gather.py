@@ -20,6 +20,7 @@ from ocnet.testing.gather import (
     random_gather_cases,
     run_gather,
 )
+from tests.ops.watching import watch_inside
 
 INF, NAN = float("inf"), float("nan")
 
@@ -188,26 +189,17 @@ def test_gradcheck(backend: str, device: str, dtypes, layout: str, small: bool) 
     )
 
 
-def test_reference_holds_no_more_than_a_block(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No tensor that it makes has more elements than an input or its block of positions."""
-    monkeypatch.setattr(reference, "POSITIONS", 8)
+@pytest.mark.parametrize("positions", [8, 400])
+def test_reference_holds_no_more_than_a_block(
+    monkeypatch: pytest.MonkeyPatch, positions: int
+) -> None:
+    """No tensor that it makes is larger than the weights of its block of positions."""
+    monkeypatch.setattr(reference, "POSITIONS", positions)
     features = torch.randn(1, 4, 20, 20, requires_grad=True)
     logits = torch.randn(1, 30, 20, 20)
-    given = logits.untyped_storage().data_ptr()
-    largest = 0
-
-    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            nonlocal largest
-            result = func(*args, **(kwargs or {}))
-            for t in result if isinstance(result, (tuple, list)) else [result]:
-                if isinstance(t, torch.Tensor) and t.untyped_storage().data_ptr() != given:
-                    largest = max(largest, t.numel())
-            return result
-
-    with Watch():
-        spatial_gather(features, logits, backend="reference").sum().backward()
-    assert largest <= features.numel()
+    largest = watch_inside(reference, monkeypatch, logits)
+    spatial_gather(features, logits, backend="reference").sum().backward()
+    assert largest.numel == 30 * positions
 
 
 def test_saved_for_backward_beyond_the_inputs_is_the_output() -> None:
