@@ -76,13 +76,20 @@ struct Backward {
   struct Scratch {
     T *scores, *query_product, *key_product, *gradient;
     T *features, *grad_out, *value;
+    Opened<T> key_features, others;  // the features of the keys stay open for a whole task
   };
   int64_t value_width() const { return queries.grad_out->width(); }
   int64_t tile() const { return keys.features.capacity() * kResident; }
   int64_t tiles() const { return (run.per_unit == 1 ? 3 : 4) * tile(); }
   int64_t scratch_size() const {
     const int64_t resident = kResident * (queries.features.width() + 2 * value_width());
-    return std::max(tiles() + resident, rows.scratch_size());
+    int64_t opened = 0;
+    for (const Side<T, Element>* side : {&queries, &keys}) {
+      opened = std::max(opened, side->features.opened_size());
+      opened = std::max(opened, side->value ? side->value->opened_size() : 0);
+      opened = std::max(opened, side->grad_out ? side->grad_out->opened_size() : 0);
+    }
+    return std::max(tiles() + resident + keys.features.opened_size() + opened, rows.scratch_size());
   }
   Scratch divide(T* memory) const {
     Scratch at{};
@@ -93,31 +100,36 @@ struct Backward {
     at.features = memory + tiles();
     at.grad_out = at.features + kResident * queries.features.width();
     at.value = at.grad_out + kResident * value_width();
+    at.key_features.memory = at.value + kResident * value_width();
+    at.others.memory = at.key_features.memory + keys.features.opened_size();
     return at;
   }
 
   // Recomputes the scores of one tile and turns them into weights and gradients of the scores.
   void differentiate(const Place& place, const Schedule::Task& task, int64_t start, int64_t used,
-                     const Scratch& at) const {
+                     Scratch& at) const {
     const int64_t block = task.key_block, count = keys.features.count(block);
     const int64_t groups = ceil_div(count, run.rows);
     const int64_t mine = task.query_block * queries.features.capacity() + start;
     const int64_t theirs = shared ? block * keys.features.capacity() : 0;
-    const auto multiply = [&](const Packed<T, Element>& left, const T* right, int64_t column,
+    const auto multiply = [&](const Packed<T, Element>& by, Opened<T>& opened, const T* right,
                               T factor, T* tile) {
-      run.product(left.left(place.key_item, block), left.left_panel(), groups,
-                  right + column * left.width(), left.depth(), factor, tile + column);
+      const T* const left = by.left(place.key_item, block, opened);
+      for (int64_t column = 0; column < used; column += run.columns) {
+        run.product(left, by.left_panel(), groups, right + column * by.width(), by.depth(), factor,
+                    tile + column);
+      }
     };
+    multiply(keys.features, at.key_features, at.features, scale, at.scores);
+    if (with_gradient) {
+      multiply(*keys.value, at.others, at.grad_out, T(1), at.query_product);
+    }
+    if (with_gradient && shared) {
+      multiply(*keys.grad_out, at.others, at.value, T(1), at.key_product);
+    }
     const auto kernel = shared ? (with_gradient ? run.gradient_of_both : run.weights_of_both)
                                : (with_gradient ? run.gradient_of_queries : run.weights_of_queries);
     for (int64_t column = 0; column < used; column += run.columns) {
-      multiply(keys.features, at.features, column, scale, at.scores);
-      if (with_gradient) {
-        multiply(*keys.value, at.grad_out, column, T(1), at.query_product);
-      }
-      if (with_gradient && shared) {
-        multiply(*keys.grad_out, at.value, column, T(1), at.key_product);
-      }
       const GradientTile<T> step{at.scores + column,
                                  at.query_product + column,
                                  at.key_product + column,
@@ -135,9 +147,9 @@ struct Backward {
   // sums[query] += tile read by columns * terms of the keys.
   void add_to_queries(const T* tile, const Packed<T, Element>& of_keys, int64_t item,
                       int64_t key_block, int64_t start, int64_t used, const Sums<T>& sums,
-                      T* target) const {
-    const int64_t depth = ceil_div(of_keys.count(key_block), run.per_unit);
-    const T* terms = of_keys.terms(item, key_block);
+                      T* target, Opened<T>& opened) const {
+    const int64_t count = of_keys.count(key_block), depth = ceil_div(count, run.per_unit);
+    const T* terms = of_keys.terms(item, key_block, {0, count}, opened);
     target += start * run.columns;
     for (int64_t channel = 0; channel < sums.width(); channel += run.columns) {
       run.add_by_columns(tile, ceil_div(used, run.rows), terms, depth,
@@ -149,9 +161,9 @@ struct Backward {
   // sums[key] += tile read by rows * terms of the queries.
   void add_to_keys(const T* tile, const Packed<T, Element>& of_queries, int64_t item,
                    int64_t query_block, int64_t start, int64_t used, int64_t count,
-                   const Sums<T>& sums, T* target) const {
-    const T* terms =
-        of_queries.terms(item, query_block) + start / run.per_unit * int64_t{run.columns};
+                   const Sums<T>& sums, T* target, Opened<T>& opened) const {
+    const T* terms = of_queries.terms(item, query_block, {start, used}, opened) +
+                     start / run.per_unit * int64_t{run.columns};
     for (int64_t channel = 0; channel < sums.width(); channel += run.columns) {
       run.add_by_rows(tile, ceil_div(count, run.rows), terms, ceil_div(used, run.per_unit),
                       target + channel * keys.features.capacity());
@@ -161,7 +173,7 @@ struct Backward {
 
   // Adds to the gradients what one block of queries and one block of keys give them.
   void pair(const Place& place, const Schedule::Task& task, T* memory) const {
-    const Scratch at = divide(memory);
+    Scratch at = divide(memory);
     const int64_t query = task.query_block, key = task.key_block;
     const int64_t tokens = queries.features.count(query), count = keys.features.count(key);
     const bool to_itself = shared && query == key;
@@ -177,20 +189,23 @@ struct Backward {
       differentiate(place, task, start, used, at);
       if (shared && with_values) {
         add_to_queries(at.scores, *keys.grad_out, place.key_item, key, start, used,
-                       *queries.value_sums, queries.value_sums->at(place.query_item, 0, query));
+                       *queries.value_sums, queries.value_sums->at(place.query_item, 0, query),
+                       at.others);
       }
       if (queries.feature_sums) {
-        add_to_queries(at.gradient, keys.features, place.key_item, key, start, used,
-                       *queries.feature_sums,
-                       queries.feature_sums->at(place.query_item, task.query_copy, query));
+        add_to_queries(
+            at.gradient, keys.features, place.key_item, key, start, used, *queries.feature_sums,
+            queries.feature_sums->at(place.query_item, task.query_copy, query), at.key_features);
       }
       if (keys.value_sums && !to_itself) {
         add_to_keys(at.key_product, *queries.grad_out, place.query_item, query, start, used, count,
-                    *keys.value_sums, keys.value_sums->at(place.key_item, task.key_copy, key));
+                    *keys.value_sums, keys.value_sums->at(place.key_item, task.key_copy, key),
+                    at.others);
       }
       if (keys.feature_sums && !to_itself) {
         add_to_keys(at.query_product, queries.features, place.query_item, query, start, used, count,
-                    *keys.feature_sums, keys.feature_sums->at(place.key_item, task.key_copy, key));
+                    *keys.feature_sums, keys.feature_sums->at(place.key_item, task.key_copy, key),
+                    at.others);
       }
     }
   }
@@ -304,9 +319,8 @@ void backward(const torch::stable::Tensor& grad_out, const torch::stable::Tensor
   const Room of_queries =
       queries_in_tasks ? Room{worker_count(std::numeric_limits<int64_t>::max()), true} : of_keys;
   Workspace<T> workspace(query);
-  const auto packed = [&](const Matrices<const Element>& from, int64_t capacity, const Room& room,
-                          bool as_left, bool as_terms) {
-    return Packed<T, Element>(workspace, run, from, capacity, room, as_left, as_terms);
+  const auto packed = [&](const Matrices<const Element>& from, int64_t capacity, const Room& room) {
+    return Packed<T, Element>(workspace, run, from, capacity, room);
   };
   const auto sums = [&](bool wanted, const Packed<T, Element>& like, const Room& room,
                         int64_t channels, int64_t copies) {
@@ -314,21 +328,19 @@ void backward(const torch::stable::Tensor& grad_out, const torch::stable::Tensor
                                            like.blocks(), channels, room, copies)
                   : std::nullopt;
   };
-  Side<T, Element> queries{
-      packed(q, query_capacity, of_queries, true, with_gradient), {}, {}, {}, {}};
-  queries.grad_out.emplace(packed(g, query_capacity, of_queries, with_gradient, with_values));
+  Side<T, Element> queries{packed(q, query_capacity, of_queries), {}, {}, {}, {}};
+  queries.grad_out.emplace(packed(g, query_capacity, of_queries));
   queries.feature_sums = sums(grad_query.has_value(), queries.features, of_queries, q.channels,
                               schedule.query_copies());
   std::optional<Side<T, Element>> others;
   if (key) {
-    others.emplace(Side<T, Element>{
-        packed(k, key_capacity, of_keys, true, grad_query.has_value()), {}, {}, {}, {}});
+    others.emplace(Side<T, Element>{packed(k, key_capacity, of_keys), {}, {}, {}, {}});
     others->feature_sums =
         sums(grad_key.has_value(), others->features, of_keys, k.channels, schedule.key_copies());
   }
   Side<T, Element>& keys = key ? *others : queries;
   if (with_gradient) {
-    keys.value.emplace(packed(v, key_capacity, of_keys, true, false));
+    keys.value.emplace(packed(v, key_capacity, of_keys));
   }
   keys.value_sums = sums(with_values, keys.features, of_keys, v.channels, schedule.key_copies());
   workspace.allocate();

@@ -53,7 +53,8 @@ struct Forward {
   T scale;
 
   int64_t scratch_size() const {
-    return kStream * kResident + kResident * (keys.width() + values.sum_width() + 3);
+    return kStream * kResident + kResident * (keys.width() + values.sum_width() + 3) +
+           std::max(keys.opened_size(), values.opened_size());
   }
 
   // Attends from one block of resident queries to all tokens of a batch item.
@@ -65,18 +66,20 @@ struct Forward {
     T* const maximum = sums + kResident * values.sum_width();
     T* const total = maximum + kResident;
     T* const factor = total + kResident;
+    Opened<T> opened{factor + kResident};
     pack_right(batch, start, used, resident);
     std::fill(sums, maximum, T(0));
     std::fill(maximum, total, -std::numeric_limits<T>::infinity());
     std::fill(total, factor + kResident, T(0));
     for (int64_t block = 0; block < keys.blocks(); ++block) {
       const int64_t count = keys.count(block);
+      const T* const left = keys.left(item, block, opened);
       for (int64_t column = 0; column < used; column += columns) {
-        run.product(keys.left(item, block), keys.left_panel(), ceil_div(count, run.rows),
+        run.product(left, keys.left_panel(), ceil_div(count, run.rows),
                     resident + column * keys.width(), keys.depth(), scale, tile + column);
         run.softmax(tile + column, count, maximum + column, total + column, factor + column);
       }
-      const T* terms = values.terms(item, block);
+      const T* terms = values.terms(item, block, {0, count}, opened);
       for (int64_t channel = 0; channel < values.sum_width(); channel += columns) {
         run.accumulate(tile, ceil_div(used, run.rows), terms, ceil_div(count, run.per_unit), factor,
                        sums + channel * kResident, columns);
@@ -116,7 +119,8 @@ struct SharedForward {
   }
   T* total(int64_t item, int64_t block) const { return maximum(item, block) + capacity(); }
   int64_t scratch_size() const {
-    return 2 * kStream * kResident + kStream + kResident * features.width();
+    return 2 * kStream * kResident + kStream + kResident * features.width() +
+           features.opened_size() + values.opened_size();
   }
 
   void prepare(int64_t batch, int64_t item, int64_t block) const {
@@ -140,32 +144,36 @@ struct SharedForward {
     T* const weights = tile + kStream * kResident;
     T* const factor = weights + kStream * kResident;
     T* const resident = factor + kStream;
+    Opened<T> left_opened{resident + kResident * features.width()};  // the same for all columns
+    Opened<T> terms_opened{left_opened.memory + features.opened_size()};
     for (int64_t start = 0; start < tokens; start += kResident) {
       const int64_t used = std::min(kResident, tokens - start);
       features.as_right(item, blocks.first, start, resident);
+      const T* const left = features.left(item, blocks.second, left_opened);
       for (int64_t column = 0; column < used; column += run.columns) {
-        run.product(features.left(item, blocks.second), features.left_panel(),
-                    ceil_div(count, run.rows), resident + column * features.width(),
-                    features.depth(), scale, tile + column);
+        run.product(left, features.left_panel(), ceil_div(count, run.rows),
+                    resident + column * features.width(), features.depth(), scale, tile + column);
       }
       if (blocks.first != blocks.second) {
         run.softmax_by_rows(tile, count, used, weights, maximum(item, blocks.second),
                             total(item, blocks.second), factor);
-        add_to_rows(item, blocks, start, used, weights, factor);
+        const T* const terms = values.terms(item, blocks.first, {start, used}, terms_opened);
+        add_to_rows(item, blocks, start, used, weights, factor, terms);
       }
       for (int64_t column = 0; column < used; column += run.columns) {
         const int64_t at = start + column;
         run.softmax(tile + column, count, maximum(item, blocks.first) + at,
                     total(item, blocks.first) + at, factor + column);
       }
-      add_to_columns(item, blocks, start, used, tile, factor);
+      const T* const terms = values.terms(item, blocks.second, {0, count}, terms_opened);
+      add_to_columns(item, blocks, start, used, tile, factor, terms);
     }
   }
 
   void add_to_rows(int64_t item, const BlockPair& blocks, int64_t start, int64_t used,
-                   const T* weights, const T* factor) const {
+                   const T* weights, const T* factor, const T* terms) const {
     const int64_t groups = ceil_div(features.count(blocks.second), run.rows);
-    const T* terms = values.terms(item, blocks.first) + start / run.per_unit * int64_t{run.columns};
+    terms += start / run.per_unit * int64_t{run.columns};
     T* output = sums.at(item, 0, blocks.second);
     for (int64_t channel = 0; channel < sums.width(); channel += run.columns) {
       run.accumulate_by_rows(weights, groups, terms, ceil_div(used, run.per_unit), factor, output);
@@ -175,9 +183,8 @@ struct SharedForward {
   }
 
   void add_to_columns(int64_t item, const BlockPair& blocks, int64_t start, int64_t used,
-                      const T* tile, const T* factor) const {
+                      const T* tile, const T* factor, const T* terms) const {
     const int64_t depth = ceil_div(features.count(blocks.second), run.per_unit);
-    const T* terms = values.terms(item, blocks.second);
     T* output = sums.at(item, 0, blocks.first) + start * run.columns;
     for (int64_t channel = 0; channel < sums.width(); channel += run.columns) {
       run.accumulate(tile, ceil_div(used, run.rows), terms, depth, factor, output, run.columns);
@@ -198,8 +205,8 @@ void shared_forward(const torch::stable::Tensor& query, const torch::stable::Ten
   const int64_t at_once = batches_at_once(batches, schedule.most_tasks());
   const Room room{at_once, false};
   Workspace<T> workspace(query);
-  const Packed<T, Element> features(workspace, run, tokens, capacity, room, true, false);
-  const Packed<T, Element> values(workspace, run, v, capacity, room, false, true);
+  const Packed<T, Element> features(workspace, run, tokens, capacity, room);
+  const Packed<T, Element> values(workspace, run, v, capacity, room);
   const Sums<T> sums(workspace, run, capacity, blocks, v.channels, room, 1);
   workspace.allocate();
   const Buffer<T> statistics(query, at_once * blocks * 2 * capacity);
@@ -238,10 +245,8 @@ void forward(const torch::stable::Tensor& query, const std::optional<torch::stab
   const int64_t at_once = batches_at_once(batches, blocks);
   const Room room{at_once, false};
   Workspace<T> workspace(query);
-  const Packed<T, Element> keys(workspace, run, matrices<const Element>(*key), kStream, room, true,
-                                false);
-  const Packed<T, Element> values(workspace, run, matrices<const Element>(value), kStream, room,
-                                  false, true);
+  const Packed<T, Element> keys(workspace, run, matrices<const Element>(*key), kStream, room);
+  const Packed<T, Element> values(workspace, run, matrices<const Element>(value), kStream, room);
   workspace.allocate();
   const Forward<T, Element> pass{run, queries, keys, values, results, static_cast<T>(scale)};
   const int64_t workers = worker_count(at_once * std::max(keys.blocks(), blocks));

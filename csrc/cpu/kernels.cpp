@@ -2,9 +2,12 @@
 #include "kernels.h"
 
 #include <atomic>
+#include <cstddef>
 #include <cstring>
 #include <limits>
 #include <utility>
+
+#include "matrix.h"
 
 #if defined(__GNUC__) || defined(__clang__)
 #define OCNET_VECTORS 1

@@ -67,6 +67,14 @@ struct Kernels {
   void (*add_by_columns)(const T* tile, int64_t groups, const T* right, int64_t depth, T* output);
   void (*add_by_rows)(const T* tile, int64_t groups, const T* right, int64_t depth, T* output);
 
+  // The numbers that 16 bits each stand for.
+  void (*widen_bfloat16)(const uint16_t* source, int64_t count, T* target);
+  void (*widen_half)(const uint16_t* source, int64_t count, T* target);
+
+  // Where units are pairs: one panel of tokens with pairs of channels becomes the two panels of
+  // those channels with `rows` pairs of tokens. nullptr elsewhere.
+  void (*pair_tokens)(const T* source, int64_t rows, T* first, T* second);
+
   // Transposes a block of one panel's width in both directions.
   void (*transpose)(const T* source, int64_t source_stride, T* target, int64_t target_stride);
 

@@ -149,6 +149,20 @@ void transpose(const T* source, int64_t source_stride, T* target, int64_t target
   }
 }
 
+template <typename T>
+void widen_bfloat16(const uint16_t* source, int64_t count, T* target) {
+  for (int64_t i = 0; i < count; ++i) {
+    target[i] = from_bits(uint32_t{source[i]} << 16);
+  }
+}
+
+template <typename T>
+void widen_half(const uint16_t* source, int64_t count, T* target) {
+  for (int64_t i = 0; i < count; ++i) {
+    target[i] = ocnet::cpu::widen_half(source[i]);
+  }
+}
+
 // How numbers share a unit, and what becomes of weights and gradients when they are left operands.
 // `column` is where the panel begins in its tile; `target` points to it in the first row.
 template <typename T>
@@ -156,6 +170,7 @@ struct Single {
   using Number = T;
   using V = Vector<T>;
   static constexpr int kPerUnit = 1;
+  static constexpr std::nullptr_t pair_tokens = nullptr;
 
   static OCNET_INLINE V multiply_add(V a, V b, V sum) { return a * b + sum; }
   static OCNET_INLINE V inside(V value, int64_t, int) { return value; }
@@ -207,6 +222,19 @@ struct Pair {
     for (int part = 0; part < kWide; ++part) {
       const B unit = (rounded(values[0][part]) >> 16) | (rounded(values[1][part]) & 0xffff0000u);
       store<B>(target + row / 2 * kResident + part * kLanes<float>, unit);
+    }
+  }
+  static void pair_tokens(const float* source, int64_t rows, float* first, float* second) {
+    for (int64_t row = 0; row < rows; ++row) {
+      for (int part = 0; part < kWide; ++part) {
+        const float* const at = source + 2 * row * kPanel<float> + part * kLanes<float>;
+        const B one = load<B>(at), other = load<B>(at + kPanel<float>);
+        const V even = bit_copy<V>((one & 0xffffu) | (other << 16));
+        const V odd = bit_copy<V>((one >> 16) | (other & 0xffff0000u));
+        float* const target = (part == 0 ? first : second) + row * kPanel<float>;
+        store<V>(target, interleave<0, float>(even, odd));
+        store<V>(target + kLanes<float>, interleave<1, float>(even, odd));
+      }
     }
   }
   struct UpperHalves {
@@ -370,6 +398,9 @@ const Kernels<typename U::Number>& table() {
                                  accumulate_by_rows<U>,
                                  add_by_columns<U>,
                                  add_by_rows<U>,
+                                 widen_bfloat16<T>,
+                                 widen_half<T>,
+                                 U::pair_tokens,
                                  transpose<T>,
                                  dot<T>,
                                  softmax<U>,

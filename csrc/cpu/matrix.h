@@ -24,18 +24,25 @@ inline float from_bits(uint32_t bits) {
   return value;
 }
 
+inline uint32_t to_bits(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof(bits));
+  return bits;
+}
+
 inline float widen(c10::BFloat16 value) { return from_bits(uint32_t{value.x} << 16); }
 
-inline float widen(c10::Half value) {
+// From the bits of a number of IEEE's 16-bit format.
+inline float widen_half(uint32_t value) {
   // Shifted into place, the exponent is 112 too small; one exact product repairs it, for subnormals
   // too. No branch, so that loops over this become vector code.
-  const uint32_t magnitude = uint32_t{value.x} & 0x7fffu;
+  const uint32_t magnitude = value & 0x7fffu;
   const float scaled = from_bits(magnitude << 13) * from_bits((127u + 112u) << 23);
-  uint32_t bits;
-  std::memcpy(&bits, &scaled, sizeof(bits));
-  bits |= magnitude >= 0x7c00u ? 0x7f800000u : 0u;
-  return from_bits(bits | (uint32_t{value.x} & 0x8000u) << 16);
+  const uint32_t special = magnitude >= 0x7c00u ? 0x7f800000u : 0u;
+  return from_bits(to_bits(scaled) | special | (value & 0x8000u) << 16);
 }
+
+inline float widen(c10::Half value) { return widen_half(value.x); }
 
 // A batch of token matrices with the strides of the tensor, in elements.
 template <typename Element>

@@ -1,12 +1,15 @@
 // SPDX-License-Identifier: MIT
-// Packed, widened copies of token matrices, in the order in which the kernels read them, and sums
-// in the order in which they write them.
+// Packed copies of token matrices, in the order in which the kernels read them, and sums in the
+// order in which they write them.
 //
 // A block of `capacity` tokens holds panels of kernels' columns, each [row][column]:
 //   left    rows are tokens, columns units of channels: left operands of products over channels
 //   terms   rows are units of tokens, columns channels: right operands of sums over tokens
 //   right   rows are units of channels, columns tokens: right operands of products over channels
 // With one number in a unit, `left` and `terms` are the same, and `right` is their transpose.
+//
+// What is kept for a whole pass takes no more than the matrix itself: panels of `left`, in which
+// 16-bit numbers stay 16-bit numbers. A worker turns one block at a time into what it multiplies.
 #pragma once
 
 #include <algorithm>
@@ -39,35 +42,51 @@ struct Units {
   int64_t half_row = -1, half_column = -1;
 };
 
-template <typename T, typename Element, bool Pairs>
+// What a panel holds: numbers of type T, pairs of bfloat16 numbers in their place, or the bits of
+// 16-bit numbers.
+enum class Unit { kNumber, kPair, kBits };
+
+// A unit as it goes through the kernels' transpose, which moves bits and does not look at them.
+template <typename T, Unit Kind, typename Element>
 T read_unit(const Element* source, const Units& units, int64_t row, int64_t column) {
   const Element* const first = source + row * units.row_stride + column * units.column_stride;
-  if constexpr (Pairs) {
+  if constexpr (Kind == Unit::kPair) {
     const bool alone = row == units.half_row || column == units.half_column;
     const uint32_t second = alone ? 0 : first[units.pair].x;
     return from_bits(uint32_t{first->x} | second << 16);
+  } else if constexpr (Kind == Unit::kBits) {
+    return from_bits(first->x);
   } else {
     return widen(*first);
   }
 }
 
+template <typename Target, typename T>
+Target stored(T unit) {
+  if constexpr (std::is_same_v<Target, T>) {
+    return unit;
+  } else {
+    return static_cast<Target>(to_bits(unit));
+  }
+}
+
 // Writes panels of `capacity` rows; what has no unit becomes 0.
-template <bool Pairs, typename T, typename Element>
+template <Unit Kind, typename T, typename Element, typename Target>
 void pack_panels(const Kernels<T>& run, const Element* source, const Units& units, int64_t capacity,
-                 T* target) {
+                 Target* target) {
   const int64_t width = run.columns;
   alignas(64) T block[kMaxPanel * kMaxPanel], last[kMaxPanel * kMaxPanel];
   for (int64_t start = 0; start < units.columns; start += width) {
     const int64_t used = std::min(width, units.columns - start);
     if (units.column_stride <= units.row_stride) {
       for (int64_t row = 0; row < units.rows; ++row) {
-        T* const to = target + row * width;
+        Target* const to = target + row * width;
         for (int64_t column = 0; column < used; ++column) {
-          to[column] = read_unit<T, Element, Pairs>(source, units, row, start + column);
+          to[column] = stored<Target>(read_unit<T, Kind>(source, units, row, start + column));
         }
-        std::fill(to + used, to + width, T(0));
+        std::fill(to + used, to + width, Target(0));
       }
-      std::fill(target + units.rows * width, target + capacity * width, T(0));
+      std::fill(target + units.rows * width, target + capacity * width, Target(0));
     } else {
       for (int64_t first = 0; first < capacity; first += width) {
         const int64_t here = std::clamp<int64_t>(units.rows - first, 0, width);
@@ -75,16 +94,12 @@ void pack_panels(const Kernels<T>& run, const Element* source, const Units& unit
         for (int64_t column = 0; column < used; ++column) {
           for (int64_t row = 0; row < here; ++row) {
             block[column * width + row] =
-                read_unit<T, Element, Pairs>(source, units, first + row, start + column);
+                read_unit<T, Kind>(source, units, first + row, start + column);
           }
         }
-        T* const to = target + first * width;
-        if (first + width <= capacity) {
-          run.transpose(block, width, to, width);
-        } else {
-          run.transpose(block, width, last, width);
-          std::copy(last, last + (capacity - first) * width, to);
-        }
+        run.transpose(block, width, last, width);
+        std::transform(last, last + std::min(width, capacity - first) * width,
+                       target + first * width, stored<Target, T>);
       }
     }
     target += capacity * width;
@@ -97,11 +112,11 @@ void pack_units(const Kernels<T>& run, const Element* source, const Units& units
                 T* target) {
   if constexpr (std::is_same_v<Element, c10::BFloat16>) {
     if (run.per_unit == 2) {
-      pack_panels<true>(run, source, units, capacity, target);
+      pack_panels<Unit::kPair>(run, source, units, capacity, target);
       return;
     }
   }
-  pack_panels<false>(run, source, units, capacity, target);
+  pack_panels<Unit::kNumber>(run, source, units, capacity, target);
 }
 
 // `count` tokens from `token` on, single numbers: panels of tokens with a row for every channel.
@@ -109,7 +124,7 @@ template <typename T, typename Element>
 void pack_by_token(const Kernels<T>& run, const Matrices<const Element>& from, int64_t batch,
                    int64_t token, int64_t count, T* target) {
   const Units units{from.channels, count, from.channel_stride, from.token_stride, 0};
-  pack_panels<false>(run, from.at(batch, token), units, from.channels, target);
+  pack_panels<Unit::kNumber>(run, from.at(batch, token), units, from.channels, target);
 }
 
 // The same as panels of channels with a row for every token, and 0 in further rows.
@@ -117,7 +132,7 @@ template <typename T, typename Element>
 void pack_by_channel(const Kernels<T>& run, const Matrices<const Element>& from, int64_t batch,
                      int64_t token, int64_t count, int64_t rows, T* target) {
   const Units units{count, from.channels, from.token_stride, from.channel_stride, 0};
-  pack_panels<false>(run, from.at(batch, token), units, rows, target);
+  pack_panels<Unit::kNumber>(run, from.at(batch, token), units, rows, target);
 }
 
 // How many batch items, or workers, have memory of their own, and whether it is for one block only.
@@ -126,21 +141,35 @@ struct Room {
   bool one_block;
 };
 
+struct Range {
+  int64_t start, count;
+};
+
+// A worker's memory for what it makes of a kept block, and what is in it.
+template <typename T>
+struct Opened {
+  T* memory;
+  const T* kept = nullptr;
+  Range tokens{};
+
+  bool has(const T* wanted, const Range& part) const {
+    return kept == wanted && tokens.start <= part.start &&
+           part.start + part.count <= tokens.start + tokens.count;
+  }
+};
+
 // One token matrix of a few batch items in packed blocks.
 template <typename T, typename Element>
 class Packed {
  public:
-  // `as_left`, `as_terms`: which of the forms are wanted.
   Packed(Workspace<T>& workspace, const Kernels<T>& run, const Matrices<const Element>& from,
-         int64_t capacity, const Room& room, bool as_left, bool as_terms)
+         int64_t capacity, const Room& room)
       : run_(run),
         from_(from),
         capacity_(capacity),
         blocks_(ceil_div(from.tokens, capacity)),
-        left_size_(as_left || run.per_unit == 1 ? capacity * width() : 0),
-        terms_size_(as_terms && run.per_unit > 1 ? capacity / run.per_unit * sum_width() : 0),
         kept_(room.one_block ? 1 : blocks_),
-        memory_(workspace, room.items * kept_ * (left_size_ + terms_size_)) {}
+        memory_(workspace, room.items * kept_ * stored_size()) {}
 
   int64_t blocks() const { return blocks_; }
   int64_t capacity() const { return capacity_; }
@@ -154,56 +183,108 @@ class Packed {
   int64_t left_panel() const { return capacity_ * run_.columns; }
   int64_t terms_panel() const { return capacity_ / run_.per_unit * run_.columns; }
 
-  const T* left(int64_t item, int64_t block) const { return at(item, block); }
-  const T* terms(int64_t item, int64_t block) const {
-    return at(item, block) + (run_.per_unit == 1 ? 0 : left_size_);
+  // The numbers of a worker's own memory that an opened block takes.
+  int64_t opened_size() const { return kNarrow ? capacity_ * width() : 0; }
+
+  // One block as a left operand: as it is kept, or opened.
+  const T* left(int64_t item, int64_t block, Opened<T>& opened) const {
+    return narrow() ? open(item, block, {0, count(block)}, opened) : at(item, block);
+  }
+
+  // Tokens of one block as terms of sums, at their place in the panels of the whole block. The
+  // first of them begins a unit.
+  const T* terms(int64_t item, int64_t block, const Range& tokens, Opened<T>& opened) const {
+    const bool kept = !narrow() && run_.per_unit == 1;
+    return kept ? at(item, block) : open(item, block, tokens, opened);
   }
 
   // Packs one block of batch item `batch` as item `item` here.
   void pack(int64_t batch, int64_t item, int64_t block) const {
-    const int64_t tokens = count(block), per_unit = run_.per_unit, channels = from_.channels;
+    const int64_t per_unit = run_.per_unit, channels = from_.channels;
     const Element* const source = from_.at(batch, block * capacity_);
-    if (left_size_ > 0) {
-      const Units units{tokens,
-                        depth(),
-                        from_.token_stride,
-                        per_unit * from_.channel_stride,
-                        from_.channel_stride,
-                        -1,
-                        channels % per_unit ? channels / per_unit : -1};
-      pack_units(run_, source, units, capacity_, at(item, block));
+    const Units units{count(block),
+                      depth(),
+                      from_.token_stride,
+                      per_unit * from_.channel_stride,
+                      from_.channel_stride,
+                      -1,
+                      channels % per_unit ? channels / per_unit : -1};
+    if constexpr (kNarrow) {
+      if (narrow()) {
+        pack_panels<Unit::kBits>(run_, source, units, capacity_, bits(item, block));
+        return;
+      }
     }
-    if (terms_size_ > 0) {
-      const Units units{ceil_div(tokens, per_unit),
-                        channels,
-                        per_unit * from_.token_stride,
-                        from_.channel_stride,
-                        from_.token_stride,
-                        tokens % per_unit ? tokens / per_unit : -1,
-                        -1};
-      pack_units(run_, source, units, capacity_ / per_unit, at(item, block) + left_size_);
-    }
+    pack_units(run_, source, units, capacity_, at(item, block));
   }
 
   // The tokens from `start` on of one block as a right operand of kResident tokens.
   void as_right(int64_t item, int64_t block, int64_t start, T* target) const {
     const int64_t side = run_.columns;
+    alignas(64) T square[kMaxPanel * kMaxPanel];
     for (int64_t panel = 0; panel < width(); panel += side) {
       for (int64_t column = 0; column < kResident; column += side) {
-        run_.transpose(left(item, block) + panel * capacity_ + (start + column) * side, side,
-                       target + column * width() + panel * side, side);
+        const int64_t offset = panel * capacity_ + (start + column) * side;
+        const T* source = square;
+        if (narrow()) {
+          widen_units(bits(item, block) + offset, side * side, square);
+        } else {
+          source = at(item, block) + offset;
+        }
+        run_.transpose(source, side, target + column * width() + panel * side, side);
       }
     }
   }
 
  private:
+  static constexpr bool kNarrow = sizeof(Element) < sizeof(T);
+
+  // Whether 16-bit numbers are kept for kernels that multiply single numbers.
+  bool narrow() const { return kNarrow && run_.per_unit == 1; }
+  int64_t stored_size() const { return capacity_ * width() / (narrow() ? 2 : 1); }
+
   T* at(int64_t item, int64_t block) const {
-    return memory_.data() + (item * kept_ + block % kept_) * (left_size_ + terms_size_);
+    return memory_.data() + (item * kept_ + block % kept_) * stored_size();
+  }
+  uint16_t* bits(int64_t item, int64_t block) const {
+    return reinterpret_cast<uint16_t*>(at(item, block));
+  }
+
+  void widen_units(const uint16_t* from, int64_t size, T* to) const {
+    (std::is_same_v<Element, c10::Half> ? run_.widen_half : run_.widen_bfloat16)(from, size, to);
+  }
+
+  const T* open(int64_t item, int64_t block, const Range& tokens, Opened<T>& opened) const {
+    const T* const kept = at(item, block);
+    if (!opened.has(kept, tokens)) {
+      for (int64_t panel = 0; panel < width(); panel += run_.columns) {
+        if (narrow()) {
+          widen_panel(bits(item, block), panel, tokens, opened.memory);
+        } else {
+          pair_panel(kept, panel, tokens, opened.memory);
+        }
+      }
+      opened.kept = kept;
+      opened.tokens = tokens;
+    }
+    return opened.memory;
+  }
+
+  void widen_panel(const uint16_t* kept, int64_t panel, const Range& tokens, T* target) const {
+    const int64_t offset = panel * capacity_ + tokens.start * run_.columns;
+    widen_units(kept + offset, round_up(tokens.count, run_.rows) * run_.columns, target + offset);
+  }
+
+  // A panel of left units becomes two panels of terms: its pairs are of channels, theirs of tokens.
+  void pair_panel(const T* kept, int64_t panel, const Range& tokens, T* target) const {
+    T* const first = target + panel * capacity_ + tokens.start / run_.per_unit * run_.columns;
+    run_.pair_tokens(kept + panel * capacity_ + tokens.start * run_.columns,
+                     ceil_div(tokens.count, run_.per_unit), first, first + terms_panel());
   }
 
   const Kernels<T>& run_;
   Matrices<const Element> from_;
-  int64_t capacity_, blocks_, left_size_, terms_size_, kept_;
+  int64_t capacity_, blocks_, kept_;
   Share<T> memory_;
 };
 

@@ -157,15 +157,12 @@ def _measure(
     prepare: Callable[[], object] = forward if phase == BACKWARD else _nothing
     meter = PeakMeter(device)
     saved = saved_bytes(lambda: call(prepare()), wanted)  # and warms up
+    # One call by itself: the results of the call before, or the timer's flush of the cache, would
+    # count as memory.
     meter.restart()
-    if device.type == "cuda":
-        # One call without the timer, whose cache flush would count as memory.
-        call(prepare())
-        peak = meter.peak()
-        timing = time_call(call, device, prepare=prepare, budget_s=budget_s, least=least)
-    else:
-        timing = time_call(call, device, prepare=prepare, budget_s=budget_s, least=least)
-        peak = meter.peak()
+    call(prepare())
+    peak = meter.peak()
+    timing = time_call(call, device, prepare=prepare, budget_s=budget_s, least=least)
     return Measurement(
         workload=workload,
         form=form.name,

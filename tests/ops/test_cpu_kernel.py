@@ -348,6 +348,21 @@ def test_memory_is_linear_in_the_tokens(shared: bool) -> None:
     assert used[1] <= 4 * sizes[1] ** 2 / 8
 
 
+@pytest.mark.parametrize("pairs", [False, True], ids=["numbers", "pairs"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+def test_kept_copies_take_no_more_than_the_inputs(dtype, pairs: bool, request) -> None:
+    if pairs:
+        request.getfixturevalue("_pairs")
+    channels, sizes = 64, (768, 1344)  # both whole blocks
+    used = [allocated(make_call(1, l, None, channels, channels, dtype)) for l in sizes]
+    of_a_token = (used[1] - used[0]) / (sizes[1] - sizes[0])
+    # Of the features and the value in forward, of these and the gradient in backward; results, with
+    # the residual; sums; maximum, total, lse twice and delta.
+    copies, results, sums = 5, 4 if dtype != torch.float32 else 3, 3
+    expected = (copies + results) * channels * dtype.itemsize + sums * channels * 4 + 5 * 4
+    assert of_a_token == expected
+
+
 def test_refuses_what_would_leave_its_memory() -> None:
     call = make_call(1, 4, 6, 3, 2)
     out, lse = torch.empty(1, 4, 2), torch.empty(1, 4)
