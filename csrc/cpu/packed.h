@@ -70,39 +70,68 @@ Target stored(T unit) {
   }
 }
 
-// Writes panels of `capacity` rows; what has no unit becomes 0.
+// pack_panels where neighbours in a row are neighbours in memory: whole rows, as they are there.
 template <Unit Kind, typename T, typename Element, typename Target>
-void pack_panels(const Kernels<T>& run, const Element* source, const Units& units, int64_t capacity,
-                 Target* target) {
+void pack_rows(int64_t width, const Element* source, const Units& units, int64_t capacity,
+               Target* target) {
+  for (int64_t row = 0; row < units.rows; ++row) {
+    for (int64_t start = 0; start < units.columns; start += width) {
+      const int64_t used = std::min(width, units.columns - start);
+      Target* const to = target + start * capacity + row * width;
+      for (int64_t column = 0; column < used; ++column) {
+        to[column] = stored<Target>(read_unit<T, Kind>(source, units, row, start + column));
+      }
+      std::fill(to + used, to + width, Target(0));
+    }
+  }
+  for (int64_t start = 0; start < units.columns; start += width) {
+    std::fill(target + start * capacity + units.rows * width, target + (start + width) * capacity,
+              Target(0));
+  }
+}
+
+// pack_panels where neighbours in a column are: squares, transposed.
+template <Unit Kind, typename T, typename Element, typename Target>
+void pack_squares(const Kernels<T>& run, const Element* source, const Units& units,
+                  int64_t capacity, Target* target) {
   const int64_t width = run.columns;
   alignas(64) T block[kMaxPanel * kMaxPanel], last[kMaxPanel * kMaxPanel];
   for (int64_t start = 0; start < units.columns; start += width) {
     const int64_t used = std::min(width, units.columns - start);
-    if (units.column_stride <= units.row_stride) {
-      for (int64_t row = 0; row < units.rows; ++row) {
-        Target* const to = target + row * width;
-        for (int64_t column = 0; column < used; ++column) {
-          to[column] = stored<Target>(read_unit<T, Kind>(source, units, row, start + column));
+    for (int64_t first = 0; first < capacity; first += width) {
+      const int64_t here = std::clamp<int64_t>(units.rows - first, 0, width);
+      const bool whole = used == width && here == width;
+      Target* const to = target + start * capacity + first * width;
+      if constexpr (Kind == Unit::kNumber && std::is_same_v<Element, T>) {
+        if (whole && units.row_stride == 1) {
+          run.transpose(source + first + start * units.column_stride, units.column_stride, to,
+                        width);
+          continue;
         }
-        std::fill(to + used, to + width, Target(0));
       }
-      std::fill(target + units.rows * width, target + capacity * width, Target(0));
-    } else {
-      for (int64_t first = 0; first < capacity; first += width) {
-        const int64_t here = std::clamp<int64_t>(units.rows - first, 0, width);
+      if (!whole) {
         std::fill(block, block + width * width, T(0));
-        for (int64_t column = 0; column < used; ++column) {
-          for (int64_t row = 0; row < here; ++row) {
-            block[column * width + row] =
-                read_unit<T, Kind>(source, units, first + row, start + column);
-          }
-        }
-        run.transpose(block, width, last, width);
-        std::transform(last, last + std::min(width, capacity - first) * width,
-                       target + first * width, stored<Target, T>);
       }
+      for (int64_t column = 0; column < used; ++column) {
+        for (int64_t row = 0; row < here; ++row) {
+          block[column * width + row] =
+              read_unit<T, Kind>(source, units, first + row, start + column);
+        }
+      }
+      run.transpose(block, width, last, width);
+      std::transform(last, last + std::min(width, capacity - first) * width, to, stored<Target, T>);
     }
-    target += capacity * width;
+  }
+}
+
+// Writes panels of `capacity` rows; what has no unit becomes 0.
+template <Unit Kind, typename T, typename Element, typename Target>
+void pack_panels(const Kernels<T>& run, const Element* source, const Units& units, int64_t capacity,
+                 Target* target) {
+  if (units.column_stride <= units.row_stride) {
+    pack_rows<Kind, T>(run.columns, source, units, capacity, target);
+  } else {
+    pack_squares<Kind>(run, source, units, capacity, target);
   }
 }
 
