@@ -17,11 +17,10 @@
 // A block against itself gives to the resident side alone: the other side is the same.
 #pragma once
 
-#include <cmath>
-#include <functional>
-#include <limits>
+#include <algorithm>
 #include <optional>
 
+#include "few_keys.h"
 #include "kernels.h"
 #include "matrix.h"
 #include "packed.h"
@@ -69,7 +68,7 @@ struct Backward {
 
   // Which batch item, and where its packed copies and sums are.
   struct Place {
-    int64_t batch, query_item, key_item;
+    int64_t batch, item;
   };
 
   // The memory of one worker: tiles and the resident operands.
@@ -114,7 +113,7 @@ struct Backward {
     const int64_t theirs = shared ? block * keys.features.capacity() : 0;
     const auto multiply = [&](const Packed<T, Element>& by, Opened<T>& opened, const T* right,
                               T factor, T* tile) {
-      const T* const left = by.left(place.key_item, block, opened);
+      const T* const left = by.left(place.item, block, opened);
       for (int64_t column = 0; column < used; column += run.columns) {
         run.product(left, by.left_panel(), groups, right + column * by.width(), by.depth(), factor,
                     tile + column);
@@ -179,32 +178,31 @@ struct Backward {
     const bool to_itself = shared && query == key;
     for (int64_t start = 0; start < tokens; start += kResident) {
       const int64_t used = std::min(kResident, tokens - start);
-      queries.features.as_right(place.query_item, query, start, at.features);
+      queries.features.as_right(place.item, query, start, at.features);
       if (with_gradient) {
-        queries.grad_out->as_right(place.query_item, query, start, at.grad_out);
+        queries.grad_out->as_right(place.item, query, start, at.grad_out);
       }
       if (with_gradient && shared) {
-        queries.value->as_right(place.query_item, query, start, at.value);
+        queries.value->as_right(place.item, query, start, at.value);
       }
       differentiate(place, task, start, used, at);
       if (shared && with_values) {
-        add_to_queries(at.scores, *keys.grad_out, place.key_item, key, start, used,
-                       *queries.value_sums, queries.value_sums->at(place.query_item, 0, query),
-                       at.others);
+        add_to_queries(at.scores, *keys.grad_out, place.item, key, start, used, *queries.value_sums,
+                       queries.value_sums->at(place.item, 0, query), at.others);
       }
       if (queries.feature_sums) {
         add_to_queries(
-            at.gradient, keys.features, place.key_item, key, start, used, *queries.feature_sums,
-            queries.feature_sums->at(place.query_item, task.query_copy, query), at.key_features);
+            at.gradient, keys.features, place.item, key, start, used, *queries.feature_sums,
+            queries.feature_sums->at(place.item, task.query_copy, query), at.key_features);
       }
       if (keys.value_sums && !to_itself) {
-        add_to_keys(at.key_product, *queries.grad_out, place.query_item, query, start, used, count,
-                    *keys.value_sums, keys.value_sums->at(place.key_item, task.key_copy, key),
+        add_to_keys(at.key_product, *queries.grad_out, place.item, query, start, used, count,
+                    *keys.value_sums, keys.value_sums->at(place.item, task.key_copy, key),
                     at.others);
       }
       if (keys.feature_sums && !to_itself) {
-        add_to_keys(at.query_product, queries.features, place.query_item, query, start, used, count,
-                    *keys.feature_sums, keys.feature_sums->at(place.key_item, task.key_copy, key),
+        add_to_keys(at.query_product, queries.features, place.item, query, start, used, count,
+                    *keys.feature_sums, keys.feature_sums->at(place.item, task.key_copy, key),
                     at.others);
       }
     }
@@ -218,9 +216,6 @@ struct Gradients {
   std::optional<Matrices<Element>> grad_query, grad_key, grad_value;
 
   Schedule schedule;
-  // With one block of keys, every block of queries is in one task, which packs it and writes its
-  // gradient too: a worker needs room for one block, and it stays in the cache.
-  bool queries_in_tasks;
 
   void execute(const torch::stable::Tensor& like, int64_t batches, int64_t at_once) const {
     const int64_t workers = worker_count(at_once * (work.queries.blocks() + work.keys.blocks()));
@@ -234,15 +229,7 @@ struct Gradients {
         prepare(side, first + item, item, block, scratch(worker));
       });
       schedule.run(here, workers, [&](int64_t worker, int64_t item, const BlockPair& pair) {
-        const Schedule::Task task = schedule.task(pair);
-        const int64_t batch = first + item, query_item = queries_in_tasks ? worker : item;
-        if (queries_in_tasks) {
-          prepare(work.queries, batch, query_item, task.query_block, scratch(worker));
-        }
-        work.pair({batch, query_item, item}, task, scratch(worker));
-        if (queries_in_tasks) {
-          write(work.queries, batch, query_item, task.query_block);
-        }
+        work.pair({first + item, item}, schedule.task(pair), scratch(worker));
       });
       each_block(here, workers, [&](int64_t, const auto& side, int64_t item, int64_t block) {
         write(side, first + item, item, block);
@@ -250,11 +237,10 @@ struct Gradients {
     }
   }
 
-  // Calls task(worker, side, item, block) for all blocks that are not left to the tasks: of both
-  // sides, or of the one that is both.
+  // Calls task(worker, side, item, block) for all blocks of both sides, or of the one that is both.
   template <typename Task>
   void each_block(int64_t items, int64_t workers, const Task& task) const {
-    const int64_t of_queries = queries_in_tasks ? 0 : work.queries.blocks();
+    const int64_t of_queries = work.queries.blocks();
     const int64_t of_keys = work.shared ? 0 : work.keys.blocks(), blocks = of_queries + of_keys;
     run_tasks(items * blocks, workers, [&](int64_t worker, int64_t index) {
       const int64_t item = index / blocks, block = index % blocks;
@@ -303,6 +289,13 @@ void backward(const torch::stable::Tensor& grad_out, const torch::stable::Tensor
   if (!with_gradient && !with_values) {
     return;
   }
+  if (key && key->size(1) <= kStream) {
+    few_backward<T, Element>(
+        grad_out, query, *key, value, scale,
+        {maybe_matrices<Element>(grad_query), maybe_matrices<Element>(grad_key),
+         maybe_matrices<Element>(grad_value)});
+    return;
+  }
   const Kernels<T>& run = kernels_for<T, Element>();
   const auto q = matrices<const Element>(query), g = matrices<const Element>(grad_out);
   const auto k = key ? matrices<const Element>(*key) : q, v = matrices<const Element>(value);
@@ -310,48 +303,41 @@ void backward(const torch::stable::Tensor& grad_out, const torch::stable::Tensor
   const RowStatistics<T, Element> rows(matrices<const Element>(out),
                                        maybe_matrices<const Element>(residual), g, lse);
   const int64_t query_capacity = block_capacity(q.tokens);
-  const int64_t key_capacity = key && k.tokens <= kStream ? kStream : block_capacity(k.tokens);
+  const int64_t key_capacity = block_capacity(k.tokens);
   const Schedule schedule(!key, ceil_div(q.tokens, query_capacity),
                           ceil_div(k.tokens, key_capacity));
   const int64_t at_once = batches_at_once(batches, schedule.most_tasks());
-  const bool queries_in_tasks = key && k.tokens <= key_capacity;
-  const Room of_keys{at_once, false};
-  const Room of_queries =
-      queries_in_tasks ? Room{worker_count(std::numeric_limits<int64_t>::max()), true} : of_keys;
   Workspace<T> workspace(query);
-  const auto packed = [&](const Matrices<const Element>& from, int64_t capacity, const Room& room) {
-    return Packed<T, Element>(workspace, run, from, capacity, room);
+  const auto packed = [&](const Matrices<const Element>& from, int64_t capacity) {
+    return Packed<T, Element>(workspace, run, from, capacity, at_once);
   };
-  const auto sums = [&](bool wanted, const Packed<T, Element>& like, const Room& room,
-                        int64_t channels, int64_t copies) {
+  const auto sums = [&](bool wanted, const Packed<T, Element>& like, int64_t channels,
+                        int64_t copies) {
     return wanted ? std::optional<Sums<T>>(std::in_place, workspace, run, like.capacity(),
-                                           like.blocks(), channels, room, copies)
+                                           like.blocks(), channels, at_once, copies)
                   : std::nullopt;
   };
-  Side<T, Element> queries{packed(q, query_capacity, of_queries), {}, {}, {}, {}};
-  queries.grad_out.emplace(packed(g, query_capacity, of_queries));
-  queries.feature_sums = sums(grad_query.has_value(), queries.features, of_queries, q.channels,
-                              schedule.query_copies());
+  Side<T, Element> queries{packed(q, query_capacity), {}, {}, {}, {}};
+  queries.grad_out.emplace(packed(g, query_capacity));
+  queries.feature_sums =
+      sums(grad_query.has_value(), queries.features, q.channels, schedule.query_copies());
   std::optional<Side<T, Element>> others;
   if (key) {
-    others.emplace(Side<T, Element>{packed(k, key_capacity, of_keys), {}, {}, {}, {}});
+    others.emplace(Side<T, Element>{packed(k, key_capacity), {}, {}, {}, {}});
     others->feature_sums =
-        sums(grad_key.has_value(), others->features, of_keys, k.channels, schedule.key_copies());
+        sums(grad_key.has_value(), others->features, k.channels, schedule.key_copies());
   }
   Side<T, Element>& keys = key ? *others : queries;
   if (with_gradient) {
-    keys.value.emplace(packed(v, key_capacity, of_keys));
+    keys.value.emplace(packed(v, key_capacity));
   }
-  keys.value_sums = sums(with_values, keys.features, of_keys, v.channels, schedule.key_copies());
+  keys.value_sums = sums(with_values, keys.features, v.channels, schedule.key_copies());
   workspace.allocate();
   const Backward<T, Element> work{run,     !key, with_gradient, with_values,
                                   queries, keys, rows,          static_cast<T>(scale)};
-  const Gradients<T, Element> gradients{work,
-                                        maybe_matrices<Element>(grad_query),
+  const Gradients<T, Element> gradients{work, maybe_matrices<Element>(grad_query),
                                         maybe_matrices<Element>(grad_key),
-                                        maybe_matrices<Element>(grad_value),
-                                        schedule,
-                                        queries_in_tasks};
+                                        maybe_matrices<Element>(grad_value), schedule};
   gradients.execute(query, batches, at_once);
 }
 

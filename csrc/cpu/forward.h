@@ -5,10 +5,12 @@
 // after another in a fixed order.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <optional>
 
+#include "few_keys.h"
 #include "kernels.h"
 #include "matrix.h"
 #include "packed.h"
@@ -203,11 +205,10 @@ void shared_forward(const torch::stable::Tensor& query, const torch::stable::Ten
   const int64_t blocks = ceil_div(tokens.tokens, capacity);
   const Schedule schedule(true, blocks, blocks);
   const int64_t at_once = batches_at_once(batches, schedule.most_tasks());
-  const Room room{at_once, false};
   Workspace<T> workspace(query);
-  const Packed<T, Element> features(workspace, run, tokens, capacity, room);
-  const Packed<T, Element> values(workspace, run, v, capacity, room);
-  const Sums<T> sums(workspace, run, capacity, blocks, v.channels, room, 1);
+  const Packed<T, Element> features(workspace, run, tokens, capacity, at_once);
+  const Packed<T, Element> values(workspace, run, v, capacity, at_once);
+  const Sums<T> sums(workspace, run, capacity, blocks, v.channels, at_once, 1);
   workspace.allocate();
   const Buffer<T> statistics(query, at_once * blocks * 2 * capacity);
   const SharedForward<T, Element> pass{
@@ -239,14 +240,17 @@ void forward(const torch::stable::Tensor& query, const std::optional<torch::stab
     shared_forward<T, Element>(query, value, scale, results);
     return;
   }
+  if (key->size(1) <= kStream) {
+    few_forward<T, Element>(query, *key, value, scale, out, lse, residual);
+    return;
+  }
   const Kernels<T>& run = kernels_for<T, Element>();
   const auto queries = matrices<const Element>(query);
   const int64_t batches = query.size(0), blocks = ceil_div(queries.tokens, kResident);
   const int64_t at_once = batches_at_once(batches, blocks);
-  const Room room{at_once, false};
   Workspace<T> workspace(query);
-  const Packed<T, Element> keys(workspace, run, matrices<const Element>(*key), kStream, room);
-  const Packed<T, Element> values(workspace, run, matrices<const Element>(value), kStream, room);
+  const Packed<T, Element> keys(workspace, run, matrices<const Element>(*key), kStream, at_once);
+  const Packed<T, Element> values(workspace, run, matrices<const Element>(value), kStream, at_once);
   workspace.allocate();
   const Forward<T, Element> pass{run, queries, keys, values, results, static_cast<T>(scale)};
   const int64_t workers = worker_count(at_once * std::max(keys.blocks(), blocks));

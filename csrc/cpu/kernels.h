@@ -42,6 +42,11 @@ struct GradientTile {
   int64_t used;    // columns of the whole tile that are tokens
 };
 
+// Where the rows and the panels of a matrix in panels begin.
+struct Panels {
+  int64_t row, panel;
+};
+
 template <typename T>
 struct Kernels {
   int rows;      // of a register block
@@ -66,6 +71,28 @@ struct Kernels {
   // The same without factors.
   void (*add_by_columns)(const T* tile, int64_t groups, const T* right, int64_t depth, T* output);
   void (*add_by_rows)(const T* tile, int64_t groups, const T* right, int64_t depth, T* output);
+
+  // Few keys (few_keys.h): a tile has kResident queries as rows, kStream apart, and at most kStream
+  // keys as columns.
+
+  // tile[query][key panel] = scale * queries * keys over `depth` channels.
+  void (*few_product)(const T* queries, const Panels& at, int64_t groups, const T* keys,
+                      int64_t depth, T scale, T* tile);
+
+  // output[query][channel] = scale * tile * right over `depth` keys.
+  void (*few_apply)(const T* tile, int64_t groups, const T* right, int64_t depth, int64_t channels,
+                    T scale, T* output, const Panels& at);
+
+  // output[key][panel] += transpose(tile) * queries over `depth` queries, in register blocks of
+  // keys.
+  void (*few_reduce)(const T* tile, int64_t groups, const T* queries, int64_t query_row,
+                     int64_t depth, T* output);
+
+  // Whole rows of scores become weights, with their maximum and the total that was divided by.
+  void (*few_softmax)(T* tile, int64_t rows, int64_t keys, T* maximum, T* total);
+
+  // product = weights * (product - sum over keys of weights * product).
+  void (*few_gradient)(const T* weights, T* product, int64_t rows, int64_t keys);
 
   // The numbers that 16 bits each stand for.
   void (*widen_bfloat16)(const uint16_t* source, int64_t count, T* target);

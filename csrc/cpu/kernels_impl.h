@@ -3,7 +3,7 @@
 // namespace of its own that defines kBytes (of a vector) and kRows (of a register block) and inside
 // a region that selects the instruction set. Whatever holds a vector is defined here, because a
 // vector that is wider than the selected set is split when a function is read, not when it is
-// inlined. This file includes nothing but its second half, for the same reason.
+// inlined. This file includes nothing but its other parts, for the same reason.
 
 template <typename T>
 constexpr int kLanes =
@@ -266,23 +266,22 @@ struct RegisterBlock {
   using V = Vector<T>;
   V sums[kRows][kWide] = {};
 
-  // sum += left[k * Step + row * RowStep] * right[k * panel + column]. Meanwhile it fetches what
-  // comes next into the second-level cache: `ahead`, by `ahead_step` for each k.
-  template <int64_t Step, int64_t RowStep>
-  OCNET_INLINE void add(const T* left, const T* right, int64_t depth, const T* ahead,
-                        int64_t ahead_step) {
+  // sum += left[k * step + row * row_step] * right[k * right_step + column]. Meanwhile it fetches
+  // what comes next into the second-level cache: `ahead`, by `ahead_step` for each k.
+  OCNET_INLINE void add(const T* left, int64_t step, int64_t row_step, const T* right,
+                        int64_t right_step, int64_t depth, const T* ahead, int64_t ahead_step) {
     for (int64_t k = 0; k < depth; ++k) {
       OCNET_PREFETCH(ahead);
       ahead += ahead_step;
       const V first = load<V>(right), second = load<V>(right + kLanes<T>);
       OCNET_UNROLL
       for (int row = 0; row < kRows; ++row) {
-        const V element = fill<V>(left[row * RowStep]);
+        const V element = fill<V>(left[row * row_step]);
         sums[row][0] = U::multiply_add(element, first, sums[row][0]);
         sums[row][1] = U::multiply_add(element, second, sums[row][1]);
       }
-      left += Step;
-      right += kPanel<T>;
+      left += step;
+      right += right_step;
     }
   }
 
@@ -314,7 +313,7 @@ void product(const T* left, int64_t left_panel, int64_t groups, const T* right, 
     const T* panel = left;
     for (int64_t k = 0; k < depth; k += kPanel<T>) {
       const int64_t here = depth - k < kPanel<T> ? depth - k : kPanel<T>;
-      block.template add<1, kPanel<T>>(panel, right + k * kPanel<T>, here, panel + kBlock, kRows);
+      block.add(panel, 1, kPanel<T>, right + k * kPanel<T>, kPanel<T>, here, panel + kBlock, kRows);
       panel += left_panel;
     }
     block.template finish<Then::kScale>(tile, kResident, scale, nullptr);
@@ -324,14 +323,19 @@ void product(const T* left, int64_t left_panel, int64_t groups, const T* right, 
 }
 
 template <typename U, Then What, int64_t Step, int64_t RowStep, typename T>
-OCNET_INLINE void add_products(const T* tile, int64_t groups, const T* right, int64_t depth,
-                               const T* factor, T* output, int64_t output_stride) {
-  const int64_t step = (kPanel<T> + groups - 1) / groups;
+OCNET_INLINE void add_products(const T* tile, int64_t groups, const T* right, int64_t right_step,
+                               int64_t depth, T scale, const T* factor, T* output,
+                               int64_t output_stride) {
+  // The next panel of a packed operand is fetched in as many pieces as there are groups; that of
+  // rows in place is beside them.
+  const bool packed = right_step == kPanel<T>;
+  const int64_t step = packed ? (kPanel<T> + groups - 1) / groups : right_step;
   for (int64_t group = 0; group < groups; ++group) {
     RegisterBlock<U> block;
-    block.template add<Step, RowStep>(tile, right, depth,
-                                      right + depth * kPanel<T> + group * depth * step, step);
-    block.template finish<What>(output, output_stride, T(1), factor);
+    const T* const ahead = packed ? right + depth * kPanel<T> + group * depth * step
+                                  : right + kPanel<T> + group % kWide * kLanes<T>;
+    block.add(tile, Step, RowStep, right, right_step, depth, ahead, step);
+    block.template finish<What>(output, output_stride, scale, factor);
     tile += kRows * RowStep;
     factor += What == Then::kRescaleAndAdd ? kRows : 0;
     output += kRows * output_stride;
@@ -341,27 +345,27 @@ OCNET_INLINE void add_products(const T* tile, int64_t groups, const T* right, in
 template <typename U, typename T = typename U::Number>
 void accumulate(const T* tile, int64_t groups, const T* right, int64_t depth, const T* factor,
                 T* output, int64_t output_stride) {
-  add_products<U, Then::kRescaleAndAdd, kResident, 1>(tile, groups, right, depth, factor, output,
-                                                      output_stride);
+  add_products<U, Then::kRescaleAndAdd, kResident, 1>(tile, groups, right, kPanel<T>, depth, T(1),
+                                                      factor, output, output_stride);
 }
 
 template <typename U, typename T = typename U::Number>
 void accumulate_by_rows(const T* tile, int64_t groups, const T* right, int64_t depth,
                         const T* factor, T* output) {
-  add_products<U, Then::kRescaleAndAdd, 1, kResident>(tile, groups, right, depth, factor, output,
-                                                      kPanel<T>);
+  add_products<U, Then::kRescaleAndAdd, 1, kResident>(tile, groups, right, kPanel<T>, depth, T(1),
+                                                      factor, output, kPanel<T>);
 }
 
 template <typename U, typename T = typename U::Number>
 void add_by_columns(const T* tile, int64_t groups, const T* right, int64_t depth, T* output) {
-  add_products<U, Then::kAdd, kResident, 1, T>(tile, groups, right, depth, nullptr, output,
-                                               kPanel<T>);
+  add_products<U, Then::kAdd, kResident, 1, T>(tile, groups, right, kPanel<T>, depth, T(1), nullptr,
+                                               output, kPanel<T>);
 }
 
 template <typename U, typename T = typename U::Number>
 void add_by_rows(const T* tile, int64_t groups, const T* right, int64_t depth, T* output) {
-  add_products<U, Then::kAdd, 1, kResident, T>(tile, groups, right, depth, nullptr, output,
-                                               kPanel<T>);
+  add_products<U, Then::kAdd, 1, kResident, T>(tile, groups, right, kPanel<T>, depth, T(1), nullptr,
+                                               output, kPanel<T>);
 }
 
 // result[column] = sum over depth of left * right, element by element: the chain of a register
@@ -383,6 +387,7 @@ void dot(const T* left, const T* right, int64_t depth, T* result) {
 }
 
 #include "kernels_elementwise.h"
+#include "kernels_few.h"
 
 static_assert(kResident % kRows == 0 && kStream % kRows == 0, "register blocks divide a tile");
 
@@ -398,6 +403,11 @@ const Kernels<typename U::Number>& table() {
                                  accumulate_by_rows<U>,
                                  add_by_columns<U>,
                                  add_by_rows<U>,
+                                 few_product<T>,
+                                 few_apply<T>,
+                                 few_reduce<T>,
+                                 few_softmax<T>,
+                                 few_gradient<T>,
                                  widen_bfloat16<T>,
                                  widen_half<T>,
                                  U::pair_tokens,

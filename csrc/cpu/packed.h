@@ -164,12 +164,6 @@ void pack_by_channel(const Kernels<T>& run, const Matrices<const Element>& from,
   pack_panels<Unit::kNumber>(run, from.at(batch, token), units, rows, target);
 }
 
-// How many batch items, or workers, have memory of their own, and whether it is for one block only.
-struct Room {
-  int64_t items;
-  bool one_block;
-};
-
 struct Range {
   int64_t start, count;
 };
@@ -192,13 +186,12 @@ template <typename T, typename Element>
 class Packed {
  public:
   Packed(Workspace<T>& workspace, const Kernels<T>& run, const Matrices<const Element>& from,
-         int64_t capacity, const Room& room)
+         int64_t capacity, int64_t items)
       : run_(run),
         from_(from),
         capacity_(capacity),
         blocks_(ceil_div(from.tokens, capacity)),
-        kept_(room.one_block ? 1 : blocks_),
-        memory_(workspace, room.items * kept_ * stored_size()) {}
+        memory_(workspace, items * blocks_ * stored_size()) {}
 
   int64_t blocks() const { return blocks_; }
   int64_t capacity() const { return capacity_; }
@@ -273,7 +266,7 @@ class Packed {
   int64_t stored_size() const { return capacity_ * width() / (narrow() ? 2 : 1); }
 
   T* at(int64_t item, int64_t block) const {
-    return memory_.data() + (item * kept_ + block % kept_) * stored_size();
+    return memory_.data() + (item * blocks_ + block) * stored_size();
   }
   uint16_t* bits(int64_t item, int64_t block) const {
     return reinterpret_cast<uint16_t*>(at(item, block));
@@ -313,13 +306,8 @@ class Packed {
 
   const Kernels<T>& run_;
   Matrices<const Element> from_;
-  int64_t capacity_, blocks_, kept_;
+  int64_t capacity_, blocks_;
   Share<T> memory_;
-};
-
-// Where the rows and the panels of a matrix in panels begin.
-struct Panels {
-  int64_t row, panel;
 };
 
 // to[token][channel] = narrow(convert(token, sum)) for `count` rows of sums.

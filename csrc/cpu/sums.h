@@ -23,19 +23,20 @@ template <typename T>
 class Sums {
  public:
   Sums(Workspace<T>& workspace, const Kernels<T>& run, int64_t capacity, int64_t blocks,
-       int64_t channels, const Room& room, int64_t copies)
+       int64_t channels, int64_t items, int64_t copies)
       : width_(round_up(channels, run.columns)),
         panel_(capacity * run.columns),
         columns_(run.columns),
         size_(capacity * width_),
-        blocks_(room.one_block ? 1 : blocks),
+        blocks_(blocks),
         copies_(copies),
-        memory_(workspace, room.items * copies * blocks_ * size_) {}
+        memory_(workspace, items * copies * blocks_ * size_) {}
 
   int64_t width() const { return width_; }
+  int64_t panels() const { return width_ / columns_; }
 
   T* at(int64_t item, int64_t copy, int64_t block) const {
-    return memory_.data() + ((item * copies_ + copy) * blocks_ + block % blocks_) * size_;
+    return memory_.data() + ((item * copies_ + copy) * blocks_ + block) * size_;
   }
 
   // Sets the first `rows` rows of a block to 0 in every copy.
@@ -48,17 +49,21 @@ class Sums {
     }
   }
 
-  // Adds the other copies to the first, in order.
-  const T* total(int64_t item, int64_t block, int64_t rows) const {
-    T* const sums = at(item, 0, block);
+  // Adds one panel of the other copies to the first, in order.
+  void add_copies(int64_t item, int64_t block, int64_t panel, int64_t rows) const {
+    T* const sums = at(item, 0, block) + panel * panel_;
     for (int64_t copy = 1; copy < copies_; ++copy) {
-      const T* const others = at(item, copy, block);
-      for (int64_t panel = 0; panel < size_; panel += panel_) {
-        std::transform(sums + panel, sums + panel + rows * columns_, others + panel, sums + panel,
-                       std::plus<T>());
-      }
+      const T* const others = at(item, copy, block) + panel * panel_;
+      std::transform(sums, sums + rows * columns_, others, sums, std::plus<T>());
     }
-    return sums;
+  }
+
+  // The first copy, after it took the others.
+  const T* total(int64_t item, int64_t block, int64_t rows) const {
+    for (int64_t panel = 0; panel < panels(); ++panel) {
+      add_copies(item, block, panel, rows);
+    }
+    return at(item, 0, block);
   }
 
  private:

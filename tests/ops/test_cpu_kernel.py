@@ -109,10 +109,11 @@ def assert_same_bits(left: list[Tensor | None], right: list[Tensor | None]) -> N
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("keys", [None, 401], ids=["shared", "separate"])
+@pytest.mark.parametrize("keys", [None, 401, 20], ids=["shared", "separate", "few"])
 @pytest.mark.parametrize("n", [1, 3])
 def test_same_bits_for_any_number_of_threads(n: int, keys: int | None, dtype) -> None:
-    call = make_call(n, 301, keys, 40, 24, dtype)
+    # Enough queries for several copies of the sums of few keys.
+    call = make_call(n, 1301 if keys == 20 else 301, keys, 40, 24, dtype)
     expected = run(call)
     for threads in (2, 2, 3, 1):
         torch.set_num_threads(threads)
@@ -155,6 +156,12 @@ def test_sizes_around_a_tile(dtype) -> None:
         check(AttentionCase(1, 7, 5, (1, l), dtype=dtype, shared=True))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_few_keys_of_every_width(dtype) -> None:
+    for s in (1, *around(12), *around(PANEL), *around(RESIDENT), 180):
+        check(AttentionCase(1, 64, 32, (1, 109), (1, s), dtype=dtype))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_channels_around_a_panel(dtype) -> None:
     for e, ev in itertools.product(around(PANEL), around(PANEL)):
@@ -178,9 +185,10 @@ LAYOUTS = {
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("keys", [None, 197], ids=["shared", "separate"])
-def test_strides_change_no_bit(keys: int | None, layout: str, dtype) -> None:
-    call = make_call(2, 101, keys, 37, 19, dtype)
+@pytest.mark.parametrize("channels", [(37, 19), (64, 32)], ids=["odd", "panels"])
+@pytest.mark.parametrize("keys", [None, 197, 20], ids=["shared", "separate", "few"])
+def test_strides_change_no_bit(keys: int | None, channels, layout: str, dtype) -> None:
+    call = make_call(2, 101, keys, *channels, dtype)
     arrange = LAYOUTS[layout]
     tensors = [None if t is None else arrange(t) for t in call[:4]]
     assert_same_bits(run(Call(*tensors, call.scale)), run(call))
@@ -204,6 +212,31 @@ def test_expanded_inputs() -> None:
         grad_out, query, key, value, out, lse, None, scale, False, *grads
     )
     assert_same_bits([out, lse, *grads], run(dense))
+
+
+@pytest.mark.parametrize("l", [96, 101, 107, 108])
+@pytest.mark.parametrize("s", [1, 19, 33, 192])
+def test_few_keys_in_place_read_and_write_their_own_elements(s: int, l: int) -> None:
+    # Rows of whole panels are not copied; NaN around the inputs and a mark around the results.
+    call = make_call(2, l, s, 64, 32)
+
+    def between(tensor: Tensor, number: float) -> tuple[Tensor, Tensor]:
+        n, tokens, channels = tensor.shape
+        whole = torch.full((n, tokens + 2, channels + 32), number)
+        own = whole[:, 1:-1, 16:-16]
+        return whole, own.copy_(tensor)
+
+    query, key, value, grad_out = (between(t, NAN)[1] for t in call[:4])
+    wholes, own = zip(*(between(t, 7.0) for t in (grad_out, query, key, value)), strict=True)
+    lse = torch.empty(2, l)
+    torch.ops.ocnet_cpu.oc_attention_fwd(query, key, value, call.scale, False, own[0], lse, None)
+    torch.ops.ocnet_cpu.oc_attention_bwd(
+        grad_out, query, key, value, own[0], lse, None, call.scale, False, *own[1:]
+    )
+    assert_same_bits([own[0], lse, *own[1:]], run(call))
+    for whole, results in zip(wholes, own, strict=True):
+        results.fill_(7.0)
+        assert bool((whole == 7.0).all())
 
 
 def test_writes_only_its_own_elements() -> None:
@@ -234,7 +267,7 @@ def test_writes_only_its_own_elements() -> None:
         assert bool((whole == 7.0).all())
 
 
-@pytest.mark.parametrize("keys", [None, 200], ids=["shared", "separate"])
+@pytest.mark.parametrize("keys", [None, 200, 21], ids=["shared", "separate", "few"])
 def test_absent_gradients_change_no_bit(keys: int | None) -> None:
     call = make_call(2, 130, keys, 9, 11)
     expected = run(call)

@@ -1,0 +1,343 @@
+// SPDX-License-Identifier: MIT
+// Both passes where all keys fit into one tile: the regions of OCR. Queries are read and results
+// are written where the caller has them, if rows of numbers of type T lie there; keys and values
+// are packed once. A whole softmax row is at hand, so backward makes it anew and takes delta = sum
+// over keys of P * (dO V^T) from it, exactly as the plain formula does: it needs neither the output
+// nor lse.
+//
+//   S = Q K^T, P = softmax(scale * S)        T1 = dO V^T
+//   O = P V                                  dS = P (T1 - delta)
+//   dQ = scale * dS K    dK = scale * sum over queries of dS^T Q    dV = sum of P^T dO
+//
+// The sums over queries have a fixed number of copies, each of a run of blocks, added in order.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <optional>
+#include <type_traits>
+
+#include "kernels.h"
+#include "matrix.h"
+#include "packed.h"
+#include "runtime.h"
+#include "sums.h"
+
+namespace ocnet::cpu {
+
+// Keys or values of a few batch items.
+template <typename T, typename Element>
+class FewTokens {
+ public:
+  FewTokens(Workspace<T>& workspace, const Kernels<T>& run, const Matrices<const Element>& from,
+            int64_t items, bool as_right, bool as_terms)
+      : run_(run),
+        from_(from),
+        right_size_(as_right ? from.channels * round_up(from.tokens, run.columns) : 0),
+        terms_size_(as_terms ? from.tokens * round_up(from.channels, run.columns) : 0),
+        memory_(workspace, items * (right_size_ + terms_size_)) {}
+
+  int64_t tokens() const { return from_.tokens; }
+  int64_t channels() const { return from_.channels; }
+
+  void pack(int64_t batch, int64_t item) const {
+    if (right_size_ > 0) {
+      pack_by_token(run_, from_, batch, 0, tokens(), at(item));
+    }
+    if (terms_size_ > 0) {
+      pack_by_channel(run_, from_, batch, 0, tokens(), tokens(), at(item) + right_size_);
+    }
+  }
+
+  // The panel of the tokens from one on.
+  const T* right(int64_t item, int64_t token) const { return at(item) + token * channels(); }
+  const T* terms(int64_t item) const { return at(item) + right_size_; }
+
+ private:
+  T* at(int64_t item) const { return memory_.data() + item * (right_size_ + terms_size_); }
+
+  const Kernels<T>& run_;
+  Matrices<const Element> from_;
+  int64_t right_size_, terms_size_;
+  Share<T> memory_;
+};
+
+// One block of at most kResident queries.
+struct QueryBlock {
+  int64_t batch, item, start, count;
+};
+
+// Rows of one block, in place or in memory of its worker.
+template <typename T>
+struct Rows {
+  T* data;
+  Panels at;
+};
+
+// What both passes do with blocks of queries.
+template <typename T, typename Element>
+struct FewKeys {
+  const Kernels<T>& run;
+  int64_t keys;
+
+  int64_t blocks(int64_t tokens) const { return ceil_div(tokens, kResident); }
+  int64_t groups(const QueryBlock& block) const { return ceil_div(block.count, run.rows); }
+  int64_t tile_size() const { return kResident * kStream; }
+  int64_t rows_size(int64_t channels) const { return kResident * round_up(channels, run.columns); }
+
+  // Whether whole register blocks and panels may be read from, or written to, a matrix itself.
+  template <typename Any>
+  bool in_place(const Matrices<Any>& matrix, const QueryBlock& block) const {
+    return std::is_same_v<Element, T> && matrix.channel_stride == 1 &&
+           matrix.channels % run.columns == 0 && block.count % run.rows == 0;
+  }
+  Rows<T> in_memory(T* memory) const { return {memory, {run.columns, kResident * run.columns}}; }
+
+  Rows<const T> read(const Matrices<const Element>& from, const QueryBlock& block,
+                     T* memory) const {
+    if constexpr (std::is_same_v<Element, T>) {
+      if (in_place(from, block)) {
+        return {from.at(block.batch, block.start), {from.token_stride, run.columns}};
+      }
+    }
+    pack_by_channel(run, from, block.batch, block.start, block.count, kResident, memory);
+    const Rows<T> rows = in_memory(memory);
+    return {rows.data, rows.at};
+  }
+
+  // tile[query][key] = factor * rows * tokens
+  void multiply(const QueryBlock& block, const Rows<const T>& rows,
+                const FewTokens<T, Element>& tokens, T factor, T* tile) const {
+    for (int64_t key = 0; key < keys; key += run.columns) {
+      run.few_product(rows.data, rows.at, groups(block), tokens.right(block.item, key),
+                      tokens.channels(), factor, tile + key);
+    }
+  }
+
+  // rows = factor * tile * tokens
+  void apply(const QueryBlock& block, const T* tile, const FewTokens<T, Element>& tokens, T factor,
+             const Rows<T>& rows) const {
+    run.few_apply(tile, groups(block), tokens.terms(block.item), keys, tokens.channels(), factor,
+                  rows.data, rows.at);
+  }
+
+  // sums[key] += transposed tile * rows
+  void reduce(const QueryBlock& block, const T* tile, const Rows<const T>& rows, int64_t copy,
+              const Sums<T>& sums) const {
+    T* target = sums.at(block.item, copy, 0);
+    const T* source = rows.data;
+    for (int64_t channel = 0; channel < sums.width(); channel += run.columns) {
+      run.few_reduce(tile, ceil_div(keys, run.rows), source, rows.at.row, block.count, target);
+      target += round_up(keys, run.rows) * run.columns;
+      source += rows.at.panel;
+    }
+  }
+
+  // to = factor * tile * tokens, with what rounding takes from it in `residual`.
+  void write(const QueryBlock& block, const T* tile, const FewTokens<T, Element>& tokens, T factor,
+             const Matrices<Element>& to, const std::optional<Matrices<Element>>& residual,
+             T* memory) const {
+    if constexpr (std::is_same_v<Element, T>) {
+      if (in_place(to, block) && !residual) {
+        apply(block, tile, tokens, factor,
+              {to.at(block.batch, block.start), {to.token_stride, run.columns}});
+        return;
+      }
+    }
+    const Rows<T> rows = in_memory(memory);
+    apply(block, tile, tokens, factor, rows);
+    unpack(run, rows.data, rows.at, to, block.batch, block.start, block.count,
+           [](int64_t, T sum) { return sum; });
+    if (residual) {
+      unpack(run, rows.data, rows.at, *residual, block.batch, block.start, block.count,
+             [](int64_t, T sum) { return sum - T(widen(static_cast<Element>(sum))); });
+    }
+  }
+};
+
+template <typename T, typename Element>
+void few_forward(const torch::stable::Tensor& query, const torch::stable::Tensor& key,
+                 const torch::stable::Tensor& value, double scale, const torch::stable::Tensor& out,
+                 const torch::stable::Tensor& lse,
+                 const std::optional<torch::stable::Tensor>& residual) {
+  const Kernels<T>& run = kernels<T>();
+  const auto q = matrices<const Element>(query);
+  const auto to = matrices<Element>(out);
+  const auto rest = maybe_matrices<Element>(residual);
+  const FewKeys<T, Element> few{run, key.size(1)};
+  const int64_t batches = query.size(0), blocks = few.blocks(q.tokens);
+  const int64_t at_once = batches_at_once(batches, blocks);
+  Workspace<T> workspace(query);
+  const FewTokens<T, Element> keys(workspace, run, matrices<const Element>(key), at_once, true,
+                                   false);
+  const FewTokens<T, Element> values(workspace, run, matrices<const Element>(value), at_once, false,
+                                     true);
+  workspace.allocate();
+  const int64_t workers = worker_count(at_once * blocks);
+  const int64_t rows_size = std::max(few.rows_size(q.channels), few.rows_size(to.channels));
+  const int64_t scratch_size = few.tile_size() + rows_size + 2 * kResident;
+  const Buffer<T> scratch(query, workers * scratch_size);
+  T* const log_sums = static_cast<T*>(lse.data_ptr());
+  const auto attend = [&](const QueryBlock& block, T* tile) {
+    T* const rows = tile + few.tile_size();
+    T* const maximum = rows + rows_size;
+    T* const total = maximum + kResident;
+    few.multiply(block, few.read(q, block, rows), keys, static_cast<T>(scale), tile);
+    run.few_softmax(tile, block.count, few.keys, maximum, total);
+    few.write(block, tile, values, T(1), to, rest, rows);
+    for (int64_t row = 0; row < block.count; ++row) {
+      log_sums[block.batch * q.tokens + block.start + row] = maximum[row] + std::log(total[row]);
+    }
+  };
+  for (int64_t first = 0; first < batches; first += at_once) {
+    const int64_t here = std::min(at_once, batches - first);
+    run_tasks(here, worker_count(here), [&](int64_t, int64_t item) {
+      keys.pack(first + item, item);
+      values.pack(first + item, item);
+    });
+    run_tasks(here * blocks, workers, [&](int64_t worker, int64_t index) {
+      const int64_t item = index / blocks, start = index % blocks * kResident;
+      attend({first + item, item, start, std::min(kResident, q.tokens - start)},
+             scratch.data() + worker * scratch_size);
+    });
+  }
+}
+
+// Where the gradients go that are wanted.
+template <typename Element>
+struct FewGradients {
+  std::optional<Matrices<Element>> query, key, value;
+};
+
+template <typename T, typename Element>
+struct FewBackward {
+  FewKeys<T, Element> few;
+  Matrices<const Element> query, grad_out;
+  T scale;
+  FewGradients<Element> gradients;
+  const FewTokens<T, Element>&keys, &values;
+  const std::optional<Sums<T>>&key_sums, &value_sums;
+
+  int64_t rows_size() const {
+    return std::max(few.rows_size(query.channels), few.rows_size(grad_out.channels));
+  }
+  int64_t scratch_size() const { return 2 * few.tile_size() + 3 * rows_size() + 2 * kResident; }
+
+  int64_t sums_rows() const { return round_up(few.keys, few.run.rows); }
+
+  // Adds what the queries of one block give to copy `copy` of the sums, and writes their gradient.
+  void block(const QueryBlock& at, int64_t copy, T* weights) const {
+    T* const gradient = weights + few.tile_size();
+    T* const rows = gradient + few.tile_size();
+    T* const statistics = rows + 3 * rows_size();
+    const auto queries = few.read(query, at, rows);
+    const auto grads = few.read(grad_out, at, rows + rows_size());
+    few.multiply(at, queries, keys, scale, weights);
+    few.run.few_softmax(weights, at.count, few.keys, statistics, statistics + kResident);
+    if (value_sums) {
+      few.reduce(at, weights, grads, copy, *value_sums);
+    }
+    if (!gradients.query && !gradients.key) {
+      return;
+    }
+    few.multiply(at, grads, values, T(1), gradient);
+    few.run.few_gradient(weights, gradient, at.count, few.keys);
+    if (key_sums) {
+      few.reduce(at, gradient, queries, copy, *key_sums);
+    }
+    if (gradients.query) {
+      few.write(at, gradient, keys, scale, *gradients.query, std::nullopt, rows + 2 * rows_size());
+    }
+  }
+
+  void clear(int64_t item) const {
+    for (const auto* sums : {&key_sums, &value_sums}) {
+      if (*sums) {
+        (*sums)->clear(item, 0, sums_rows());
+      }
+    }
+  }
+
+  int64_t panels() const {
+    return (key_sums ? key_sums->panels() : 0) + (value_sums ? value_sums->panels() : 0);
+  }
+  void add_copies(int64_t item, int64_t panel) const {
+    const int64_t of_keys = key_sums ? key_sums->panels() : 0;
+    const auto& sums = panel < of_keys ? key_sums : value_sums;
+    sums->add_copies(item, 0, panel < of_keys ? panel : panel - of_keys, sums_rows());
+  }
+
+  void finish(int64_t batch, int64_t item) const {
+    const Panels at{few.run.columns, sums_rows() * few.run.columns};
+    if (key_sums) {
+      unpack(few.run, key_sums->at(item, 0, 0), at, *gradients.key, batch, 0, few.keys,
+             [this](int64_t, T sum) { return sum * scale; });
+    }
+    if (value_sums) {
+      unpack(few.run, value_sums->at(item, 0, 0), at, *gradients.value, batch, 0, few.keys,
+             [](int64_t, T sum) { return sum; });
+    }
+  }
+};
+
+template <typename T, typename Element>
+void few_backward(const torch::stable::Tensor& grad_out, const torch::stable::Tensor& query,
+                  const torch::stable::Tensor& key, const torch::stable::Tensor& value,
+                  double scale, const FewGradients<Element>& gradients) {
+  const Kernels<T>& run = kernels<T>();
+  const FewKeys<T, Element> few{run, key.size(1)};
+  const int64_t batches = query.size(0), blocks = few.blocks(query.size(1));
+  // Enough copies for many cores, of enough queries each that the copies are a small part of it
+  // all.
+  const int64_t chunk = std::max(ceil_div(4 * few.keys, kResident), ceil_div(blocks, 16));
+  const int64_t chunks = ceil_div(blocks, chunk), at_once = batches_at_once(batches, chunks);
+  const bool with_gradient = gradients.query || gradients.key;
+  Workspace<T> workspace(query);
+  const FewTokens<T, Element> keys(workspace, run, matrices<const Element>(key), at_once, true,
+                                   gradients.query.has_value());
+  const FewTokens<T, Element> values(workspace, run, matrices<const Element>(value), at_once,
+                                     with_gradient, false);
+  std::optional<Sums<T>> key_sums, value_sums;
+  const int64_t rows = round_up(few.keys, run.rows);
+  if (gradients.key) {
+    key_sums.emplace(workspace, run, rows, 1, keys.channels(), at_once, chunks);
+  }
+  if (gradients.value) {
+    value_sums.emplace(workspace, run, rows, 1, values.channels(), at_once, chunks);
+  }
+  workspace.allocate();
+  const FewBackward<T, Element> pass{few,
+                                     matrices<const Element>(query),
+                                     matrices<const Element>(grad_out),
+                                     static_cast<T>(scale),
+                                     gradients,
+                                     keys,
+                                     values,
+                                     key_sums,
+                                     value_sums};
+  const int64_t workers = worker_count(at_once * chunks);
+  const Buffer<T> scratch(query, workers * pass.scratch_size());
+  for (int64_t first = 0; first < batches; first += at_once) {
+    const int64_t here = std::min(at_once, batches - first);
+    run_tasks(here, worker_count(here), [&](int64_t, int64_t item) {
+      keys.pack(first + item, item);
+      values.pack(first + item, item);
+      pass.clear(item);
+    });
+    run_tasks(here * chunks, workers, [&](int64_t worker, int64_t index) {
+      const int64_t item = index / chunks, copy = index % chunks;
+      const int64_t end = std::min(query.size(1), (copy + 1) * chunk * kResident);
+      for (int64_t start = copy * chunk * kResident; start < end; start += kResident) {
+        pass.block({first + item, item, start, std::min(kResident, end - start)}, copy,
+                   scratch.data() + worker * pass.scratch_size());
+      }
+    });
+    const int64_t panels = pass.panels();
+    run_tasks(here * panels, workers,
+              [&](int64_t, int64_t index) { pass.add_copies(index / panels, index % panels); });
+    run_tasks(here, worker_count(here),
+              [&](int64_t, int64_t item) { pass.finish(first + item, item); });
+  }
+}
+
+}  // namespace ocnet::cpu
