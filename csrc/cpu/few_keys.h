@@ -81,15 +81,16 @@ struct FewKeys {
   int64_t keys;
 
   int64_t blocks(int64_t tokens) const { return ceil_div(tokens, kResident); }
-  int64_t groups(const QueryBlock& block) const { return ceil_div(block.count, run.rows); }
+  // Rows of a tile that kernels fill: at least one register block.
+  int64_t filled(const QueryBlock& block) const { return std::max<int64_t>(block.count, run.rows); }
   int64_t tile_size() const { return kResident * kStream; }
   int64_t rows_size(int64_t channels) const { return kResident * round_up(channels, run.columns); }
 
-  // Whether whole register blocks and panels may be read from, or written to, a matrix itself.
+  // Whether register blocks and whole panels may be read from, or written to, a matrix itself.
   template <typename Any>
   bool in_place(const Matrices<Any>& matrix, const QueryBlock& block) const {
     return std::is_same_v<Element, T> && matrix.channel_stride == 1 &&
-           matrix.channels % run.columns == 0 && block.count % run.rows == 0;
+           matrix.channels % run.columns == 0 && block.count >= run.rows;
   }
   Rows<T> in_memory(T* memory) const { return {memory, {run.columns, kResident * run.columns}}; }
 
@@ -109,7 +110,7 @@ struct FewKeys {
   void multiply(const QueryBlock& block, const Rows<const T>& rows,
                 const FewTokens<T, Element>& tokens, T factor, T* tile) const {
     for (int64_t key = 0; key < keys; key += run.columns) {
-      run.few_product(rows.data, rows.at, groups(block), tokens.right(block.item, key),
+      run.few_product(rows.data, rows.at, filled(block), tokens.right(block.item, key),
                       tokens.channels(), factor, tile + key);
     }
   }
@@ -117,7 +118,7 @@ struct FewKeys {
   // rows = factor * tile * tokens
   void apply(const QueryBlock& block, const T* tile, const FewTokens<T, Element>& tokens, T factor,
              const Rows<T>& rows) const {
-    run.few_apply(tile, groups(block), tokens.terms(block.item), keys, tokens.channels(), factor,
+    run.few_apply(tile, filled(block), tokens.terms(block.item), keys, tokens.channels(), factor,
                   rows.data, rows.at);
   }
 
@@ -155,6 +156,44 @@ struct FewKeys {
   }
 };
 
+// How the work is divided: an item is cut into `parts` of queries. Items of one part are packed,
+// computed and finished by one task, in memory of its worker; of others, a few live together.
+struct FewTasks {
+  int64_t batches, parts;
+
+  int64_t at_once() const { return batches_at_once(batches, parts); }
+  int64_t workers() const { return worker_count(parts == 1 ? batches : at_once() * parts); }
+  // Items that have memory at a time, and are told apart by its number.
+  int64_t items() const { return parts == 1 ? workers() : at_once(); }
+
+  // Calls prepare(batch, item), then work(worker, batch, item, part) for every part, and then
+  // finish(batch, item, share) for every share.
+  template <typename Prepare, typename Work, typename Finish>
+  void run(int64_t shares, const Prepare& prepare, const Work& work, const Finish& finish) const {
+    if (parts == 1) {
+      run_tasks(batches, workers(), [&](int64_t worker, int64_t batch) {
+        prepare(batch, worker);
+        work(worker, batch, worker, 0);
+        for (int64_t share = 0; share < shares; ++share) {
+          finish(batch, worker, share);
+        }
+      });
+      return;
+    }
+    for (int64_t first = 0; first < batches; first += at_once()) {
+      const int64_t here = std::min(at_once(), batches - first);
+      run_tasks(here, worker_count(here),
+                [&](int64_t, int64_t item) { prepare(first + item, item); });
+      run_tasks(here * parts, workers(), [&](int64_t worker, int64_t index) {
+        work(worker, first + index / parts, index / parts, index % parts);
+      });
+      run_tasks(here * shares, worker_count(here * shares), [&](int64_t, int64_t index) {
+        finish(first + index / shares, index / shares, index % shares);
+      });
+    }
+  }
+};
+
 template <typename T, typename Element>
 void few_forward(const torch::stable::Tensor& query, const torch::stable::Tensor& key,
                  const torch::stable::Tensor& value, double scale, const torch::stable::Tensor& out,
@@ -165,18 +204,16 @@ void few_forward(const torch::stable::Tensor& query, const torch::stable::Tensor
   const auto to = matrices<Element>(out);
   const auto rest = maybe_matrices<Element>(residual);
   const FewKeys<T, Element> few{run, key.size(1)};
-  const int64_t batches = query.size(0), blocks = few.blocks(q.tokens);
-  const int64_t at_once = batches_at_once(batches, blocks);
+  const FewTasks tasks{query.size(0), few.blocks(q.tokens)};
   Workspace<T> workspace(query);
-  const FewTokens<T, Element> keys(workspace, run, matrices<const Element>(key), at_once, true,
-                                   false);
-  const FewTokens<T, Element> values(workspace, run, matrices<const Element>(value), at_once, false,
-                                     true);
+  const FewTokens<T, Element> keys(workspace, run, matrices<const Element>(key), tasks.items(),
+                                   true, false);
+  const FewTokens<T, Element> values(workspace, run, matrices<const Element>(value), tasks.items(),
+                                     false, true);
   workspace.allocate();
-  const int64_t workers = worker_count(at_once * blocks);
   const int64_t rows_size = std::max(few.rows_size(q.channels), few.rows_size(to.channels));
   const int64_t scratch_size = few.tile_size() + rows_size + 2 * kResident;
-  const Buffer<T> scratch(query, workers * scratch_size);
+  const Buffer<T> scratch(query, tasks.workers() * scratch_size);
   T* const log_sums = static_cast<T*>(lse.data_ptr());
   const auto attend = [&](const QueryBlock& block, T* tile) {
     T* const rows = tile + few.tile_size();
@@ -189,18 +226,18 @@ void few_forward(const torch::stable::Tensor& query, const torch::stable::Tensor
       log_sums[block.batch * q.tokens + block.start + row] = maximum[row] + std::log(total[row]);
     }
   };
-  for (int64_t first = 0; first < batches; first += at_once) {
-    const int64_t here = std::min(at_once, batches - first);
-    run_tasks(here, worker_count(here), [&](int64_t, int64_t item) {
-      keys.pack(first + item, item);
-      values.pack(first + item, item);
-    });
-    run_tasks(here * blocks, workers, [&](int64_t worker, int64_t index) {
-      const int64_t item = index / blocks, start = index % blocks * kResident;
-      attend({first + item, item, start, std::min(kResident, q.tokens - start)},
-             scratch.data() + worker * scratch_size);
-    });
-  }
+  tasks.run(
+      0,
+      [&](int64_t batch, int64_t item) {
+        keys.pack(batch, item);
+        values.pack(batch, item);
+      },
+      [&](int64_t worker, int64_t batch, int64_t item, int64_t part) {
+        const int64_t start = part * kResident;
+        attend({batch, item, start, std::min(kResident, q.tokens - start)},
+               scratch.data() + worker * scratch_size);
+      },
+      [](int64_t, int64_t, int64_t) {});
 }
 
 // Where the gradients go that are wanted.
@@ -261,22 +298,25 @@ struct FewBackward {
   int64_t panels() const {
     return (key_sums ? key_sums->panels() : 0) + (value_sums ? value_sums->panels() : 0);
   }
-  void add_copies(int64_t item, int64_t panel) const {
+
+  // Adds the copies of one panel and writes it; those of the keys come first.
+  void finish(int64_t batch, int64_t item, int64_t panel) const {
     const int64_t of_keys = key_sums ? key_sums->panels() : 0;
-    const auto& sums = panel < of_keys ? key_sums : value_sums;
-    sums->add_copies(item, 0, panel < of_keys ? panel : panel - of_keys, sums_rows());
+    if (panel < of_keys) {
+      finish(batch, item, panel, *key_sums, *gradients.key, scale);
+    } else {
+      finish(batch, item, panel - of_keys, *value_sums, *gradients.value, T(1));
+    }
   }
 
-  void finish(int64_t batch, int64_t item) const {
-    const Panels at{few.run.columns, sums_rows() * few.run.columns};
-    if (key_sums) {
-      unpack(few.run, key_sums->at(item, 0, 0), at, *gradients.key, batch, 0, few.keys,
-             [this](int64_t, T sum) { return sum * scale; });
-    }
-    if (value_sums) {
-      unpack(few.run, value_sums->at(item, 0, 0), at, *gradients.value, batch, 0, few.keys,
-             [](int64_t, T sum) { return sum; });
-    }
+  void finish(int64_t batch, int64_t item, int64_t panel, const Sums<T>& sums, Matrices<Element> to,
+              T factor) const {
+    const int64_t columns = few.run.columns, size = sums_rows() * columns;
+    sums.add_copies(item, 0, panel, sums_rows());
+    to.data += panel * columns * to.channel_stride;
+    to.channels = std::min(columns, to.channels - panel * columns);
+    unpack(few.run, sums.at(item, 0, 0) + panel * size, {columns, size}, to, batch, 0, few.keys,
+           [factor](int64_t, T sum) { return sum * factor; });
   }
 };
 
@@ -286,24 +326,24 @@ void few_backward(const torch::stable::Tensor& grad_out, const torch::stable::Te
                   double scale, const FewGradients<Element>& gradients) {
   const Kernels<T>& run = kernels<T>();
   const FewKeys<T, Element> few{run, key.size(1)};
-  const int64_t batches = query.size(0), blocks = few.blocks(query.size(1));
+  const int64_t tokens = query.size(1), blocks = few.blocks(tokens);
   // Enough copies for many cores, of enough queries each that the copies are a small part of it
   // all.
   const int64_t chunk = std::max(ceil_div(4 * few.keys, kResident), ceil_div(blocks, 16));
-  const int64_t chunks = ceil_div(blocks, chunk), at_once = batches_at_once(batches, chunks);
+  const FewTasks tasks{query.size(0), ceil_div(blocks, chunk)};
   const bool with_gradient = gradients.query || gradients.key;
   Workspace<T> workspace(query);
-  const FewTokens<T, Element> keys(workspace, run, matrices<const Element>(key), at_once, true,
-                                   gradients.query.has_value());
-  const FewTokens<T, Element> values(workspace, run, matrices<const Element>(value), at_once,
+  const FewTokens<T, Element> keys(workspace, run, matrices<const Element>(key), tasks.items(),
+                                   true, gradients.query.has_value());
+  const FewTokens<T, Element> values(workspace, run, matrices<const Element>(value), tasks.items(),
                                      with_gradient, false);
   std::optional<Sums<T>> key_sums, value_sums;
   const int64_t rows = round_up(few.keys, run.rows);
   if (gradients.key) {
-    key_sums.emplace(workspace, run, rows, 1, keys.channels(), at_once, chunks);
+    key_sums.emplace(workspace, run, rows, 1, keys.channels(), tasks.items(), tasks.parts);
   }
   if (gradients.value) {
-    value_sums.emplace(workspace, run, rows, 1, values.channels(), at_once, chunks);
+    value_sums.emplace(workspace, run, rows, 1, values.channels(), tasks.items(), tasks.parts);
   }
   workspace.allocate();
   const FewBackward<T, Element> pass{few,
@@ -315,29 +355,22 @@ void few_backward(const torch::stable::Tensor& grad_out, const torch::stable::Te
                                      values,
                                      key_sums,
                                      value_sums};
-  const int64_t workers = worker_count(at_once * chunks);
-  const Buffer<T> scratch(query, workers * pass.scratch_size());
-  for (int64_t first = 0; first < batches; first += at_once) {
-    const int64_t here = std::min(at_once, batches - first);
-    run_tasks(here, worker_count(here), [&](int64_t, int64_t item) {
-      keys.pack(first + item, item);
-      values.pack(first + item, item);
-      pass.clear(item);
-    });
-    run_tasks(here * chunks, workers, [&](int64_t worker, int64_t index) {
-      const int64_t item = index / chunks, copy = index % chunks;
-      const int64_t end = std::min(query.size(1), (copy + 1) * chunk * kResident);
-      for (int64_t start = copy * chunk * kResident; start < end; start += kResident) {
-        pass.block({first + item, item, start, std::min(kResident, end - start)}, copy,
-                   scratch.data() + worker * pass.scratch_size());
-      }
-    });
-    const int64_t panels = pass.panels();
-    run_tasks(here * panels, workers,
-              [&](int64_t, int64_t index) { pass.add_copies(index / panels, index % panels); });
-    run_tasks(here, worker_count(here),
-              [&](int64_t, int64_t item) { pass.finish(first + item, item); });
-  }
+  const Buffer<T> scratch(query, tasks.workers() * pass.scratch_size());
+  tasks.run(
+      pass.panels(),
+      [&](int64_t batch, int64_t item) {
+        keys.pack(batch, item);
+        values.pack(batch, item);
+        pass.clear(item);
+      },
+      [&](int64_t worker, int64_t batch, int64_t item, int64_t part) {
+        const int64_t end = std::min(tokens, (part + 1) * chunk * kResident);
+        for (int64_t start = part * chunk * kResident; start < end; start += kResident) {
+          pass.block({batch, item, start, std::min(kResident, end - start)}, part,
+                     scratch.data() + worker * pass.scratch_size());
+        }
+      },
+      [&](int64_t batch, int64_t item, int64_t panel) { pass.finish(batch, item, panel); });
 }
 
 }  // namespace ocnet::cpu

@@ -75,12 +75,13 @@ struct Kernels {
   // Few keys (few_keys.h): a tile has kResident queries as rows, kStream apart, and at most kStream
   // keys as columns.
 
-  // tile[query][key panel] = scale * queries * keys over `depth` channels.
-  void (*few_product)(const T* queries, const Panels& at, int64_t groups, const T* keys,
+  // tile[query][key panel] = scale * queries * keys over `depth` channels. Here and below, `rows`
+  // is at least one register block.
+  void (*few_product)(const T* queries, const Panels& at, int64_t rows, const T* keys,
                       int64_t depth, T scale, T* tile);
 
   // output[query][channel] = scale * tile * right over `depth` keys.
-  void (*few_apply)(const T* tile, int64_t groups, const T* right, int64_t depth, int64_t channels,
+  void (*few_apply)(const T* tile, int64_t rows, const T* right, int64_t depth, int64_t channels,
                     T scale, T* output, const Panels& at);
 
   // output[key][panel] += transpose(tile) * queries over `depth` queries, in register blocks of

@@ -1,14 +1,23 @@
 // SPDX-License-Identifier: MIT
 // The third part of kernels_impl.h, which alone includes it: few keys. A tile has a row for every
-// query of a block and all keys as its columns; its rows are kStream apart.
+// query of a block and all keys as its columns; its rows are kStream apart. There are at least
+// kRows rows, and the last register block of them may overlap the one before, with the same
+// results.
+
+// How far the next register block is, where `rows` from this one on are left; 0 if there is none.
+OCNET_INLINE int64_t next_step(int64_t* rows) {
+  const int64_t behind = *rows - kRows, step = behind < kRows ? behind : kRows;
+  *rows -= step;
+  return step;
+}
 
 // Queries may be where the caller has them: `at` tells their rows and panels apart.
 template <typename T>
-void few_product(const T* queries, const Panels& at, int64_t groups, const T* keys, int64_t depth,
+void few_product(const T* queries, const Panels& at, int64_t rows, const T* keys, int64_t depth,
                  T scale, T* tile) {
   // In place, the rows of the next register block follow in one piece; packed, panel by panel.
   const int64_t next_panel = at.row == kPanel<T> ? at.panel : kRows * kPanel<T>;
-  for (int64_t group = 0; group < groups; ++group) {
+  for (int64_t step = kRows; step > 0;) {
     RegisterBlock<Single<T>> block;
     const T* panel = queries;
     const T* ahead = queries + kRows * at.row;
@@ -19,16 +28,17 @@ void few_product(const T* queries, const Panels& at, int64_t groups, const T* ke
       ahead += next_panel;
     }
     block.template finish<Then::kScale>(tile, kStream, scale, nullptr);
-    queries += kRows * at.row;
-    tile += kRows * kStream;
+    step = next_step(&rows);
+    queries += step * at.row;
+    tile += step * kStream;
   }
 }
 
 // Rows of results are written whole, one register block of queries after the other.
 template <typename T>
-void few_apply(const T* tile, int64_t groups, const T* right, int64_t depth, int64_t channels,
+void few_apply(const T* tile, int64_t rows, const T* right, int64_t depth, int64_t channels,
                T scale, T* output, const Panels& at) {
-  for (int64_t group = 0; group < groups; ++group) {
+  for (int64_t step = kRows; step > 0;) {
     const T* terms = right;
     T* target = output;
     for (int64_t channel = 0; channel < channels; channel += kPanel<T>) {
@@ -38,8 +48,9 @@ void few_apply(const T* tile, int64_t groups, const T* right, int64_t depth, int
       terms += depth * kPanel<T>;
       target += at.panel;
     }
-    tile += kRows * kStream;
-    output += kRows * at.row;
+    step = next_step(&rows);
+    tile += step * kStream;
+    output += step * at.row;
   }
 }
 
