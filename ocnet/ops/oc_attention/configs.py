@@ -187,6 +187,8 @@ _PORTABLE_16: Table = {
     "forward": (
         Row(64, 64, Tile(128, 128, 64, 64, 64, warps=8, stages=2)),
         Row(128, 128, Tile(128, 64, 128, 128, 128, warps=8, stages=2)),
+        # 128 rows spill
+        Row(64, 256, Tile(64, 64, 64, 256, 256, warps=8, stages=2)),
         Row(128, 256, Tile(128, 64, 128, 256, 256, warps=8, stages=2)),
         # 64 columns need 106496 B
         Row(256, 256, Tile(64, 32, 256, 256, 256, warps=8, stages=2)),
@@ -213,8 +215,14 @@ _PORTABLE_16: Table = {
     "key": (
         # 64 columns spill in Triton 3.6
         Row(64, 64, Tile(128, 32, 64, 64, 64, warps=8, stages=3, out_v=64)),
+        # 64 columns spill
+        Row(32, 128, Tile(64, 32, 32, 128, 32, warps=8, stages=2, out_v=128)),
+        # 32 columns spill
+        Row(64, 256, Tile(64, 16, 64, 256, 64, warps=8, stages=2, out_v=256)),
         Row(128, 128, Tile(64, 64, 128, 128, 128, warps=8, stages=2, out_v=128)),
         Row(128, 256, Tile(64, 32, 128, 256, 128, warps=8, stages=2, out_v=256)),
+        # two stages spill
+        Row(256, 16, Tile(64, 32, 256, 16, 256, warps=8, stages=1)),
         Row(256, 256, Tile(64, 32, 256, 128, 256, warps=8, stages=2)),
         Row(512, 512, Tile(64, 32, 64, 64, 256, warps=8, stages=2)),
     ),
@@ -265,19 +273,21 @@ _HOPPER_FLOAT32: Table = {
     "both": _SHORT_SLICES,
 }
 
-# The others keep the parts of both operands in registers: fewer columns, or up to 136 B spill. 8 B
-# still do in "both" with 256 channels (Triton 3.9) and in "forward" with 64 (3.6).
+# The others keep the parts of both operands in registers: 32 columns spill, up to 136 B. "both", with
+# two tiles of products, spills at 16 columns too (8 to 16 B), unless its slices are half as wide.
 _FEW_COLUMNS = (Row(512, 512, Tile(64, 16, 32, 32, 256, warps=8, stages=2)),)
 _PORTABLE_FLOAT32: Table = {
-    "forward": _SHORT_SLICES,
-    "value": _SHORT_SLICES,
+    "forward": _FEW_COLUMNS,
+    "value": _FEW_COLUMNS,
     "query": _FEW_COLUMNS,
     "key": _FEW_COLUMNS,
-    "both": _FEW_COLUMNS,
+    "both": (Row(512, 512, Tile(64, 16, 16, 16, 256, warps=8, stages=2)),),
 }
 
 # TF32, every other GPU.
 _PORTABLE_TF32_SUM = (
+    # two stages spill in Triton 3.6
+    Row(64, 64, Tile(64, 32, 64, 64, 64, warps=8, stages=1)),
     Row(128, 128, Tile(64, 32, 128, 128, 128, warps=8, stages=2)),
     Row(512, 512, Tile(64, 64, 64, 64, 256, warps=8, stages=2)),
 )
@@ -285,8 +295,8 @@ _PORTABLE_TF32: Table = {
     "forward": _PORTABLE_TF32_SUM,
     "value": _PORTABLE_TF32_SUM,
     "query": _SHORT_SLICES,
-    "key": _SHORT_SLICES,
     # 32 columns spill
+    "key": _FEW_COLUMNS,
     "both": _FEW_COLUMNS,
 }
 

@@ -35,7 +35,7 @@ def forward(call: ForwardCall) -> None:
             key=None if call.key is None else plan.rows(call.key),
             value=plan.rows(call.value),
         )
-        few = plan.few("few", call.query, call.value.shape[1])
+        few = plan.few("few", call.value.shape[1])
         if few is None:
             _forward(plan, read)
         else:
@@ -48,26 +48,30 @@ def _forward(plan: Plan, call: ForwardCall) -> None:
     tile = plan.tile("forward")
     grid = triton_plan.grid(out, tile.rows, tile.out)
     splits = configs.splits(grid, -(-key.shape[1] // tile.cols), plan.multiprocessors)
-    part, part_max, part_sum = out[None], lse, lse
+    part_max, part_sum, rest = lse, lse, None
     if splits > 1:
-        part = out.new_empty((splits, *out.shape), dtype=torch.float32)
+        part = triton_plan.parts_for(out, splits)
         part_max, part_sum = lse.new_empty((2, splits, *lse.shape))
+    else:
+        part = triton_plan.rows_for(out)
+        rest = None if residual is None else triton_plan.rows_for(residual)
+    written = part if splits > 1 else part[None]
     triton_plan.kernels().oc_attention_fwd_kernel[(grid[0], grid[1], splits)](
         x_query=plan.window(query, tile.rows, tile.slice_e),
         x_key=plan.window(key, tile.cols, tile.slice_e),
         x_value=plan.window(value, tile.cols, tile.out),
         p_out=part,
         p_lse=part_sum,
-        p_residual=out if residual is None else residual,
+        p_residual=part if rest is None else rest,
         p_max=part_max,
-        RESIDUAL=residual is not None and splits == 1,
+        RESIDUAL=rest is not None,
         DIAGONAL=diagonal,
         SPLITS=splits,
         BO=tile.out,
         **_triton.strides("q", "nl", query),
         **_triton.strides("k", "ns", key),
         **_triton.strides("v", "ns", value),
-        **_triton.strides("o", "znlv", part),
+        **_triton.strides("o", "znl", written),
         scale=scale,
         N=query.shape[0],
         L=query.shape[1],
@@ -76,6 +80,10 @@ def _forward(plan: Plan, call: ForwardCall) -> None:
     )
     if splits > 1:
         _combine_forward(part, part_max, part_sum, out, lse, residual)
+        return
+    triton_plan.deliver(part, out)
+    if residual is not None and rest is not None:
+        triton_plan.deliver(rest, residual)
 
 
 def _combine_forward(
@@ -126,7 +134,7 @@ def backward(call: BackwardCall) -> None:
             delta=torch.empty_like(call.lse),
             scale=call.scale,
         )
-        few = None if key is None else plan.few("few_query", query, value.shape[1])
+        few = None if key is None else plan.few("few_query", value.shape[1])
         if wanted is not None or call.grad_key is not None:
             if few is None:
                 _backward_delta(call.grad_out, call.out, call.residual, sides.delta)
@@ -199,11 +207,11 @@ def _backward_pass(
     written = [grad for grad in (grad_feature, grad_value) if grad is not None]
     grid = triton_plan.grid(written[0], tile.rows, out_v if grad_feature is None else tile.out)
     splits = configs.splits(grid, -(-col.shape[1] // tile.cols), plan.multiprocessors)
-    parts = [
-        grad[None] if splits == 1 else grad.new_empty((splits, *grad.shape), dtype=torch.float32)
+    rows = [
+        triton_plan.parts_for(grad, splits) if splits > 1 else triton_plan.rows_for(grad)
         for grad in written
     ]
-    first, last = parts[0], parts[-1]
+    first, last = (part if splits > 1 else part[None] for part in (rows[0], rows[-1]))
     value, grad_out = sides.value, sides.grad_out
     triton_plan.kernels().oc_attention_bwd_kernel[(grid[0], grid[1], splits)](
         x_row=plan.window(row, tile.rows, tile.slice_e),
@@ -222,8 +230,8 @@ def _backward_pass(
         **_triton.strides("c", "ns", col),
         **_triton.strides("v", "ns", value),
         **_triton.strides("g", "nl", grad_out),
-        **_triton.strides("o", "znme", first),
-        **_triton.strides("w", "znmv", last),
+        **_triton.strides("o", "znm", first),
+        **_triton.strides("w", "znm", last),
         scale=sides.scale,
         ROWS=row.shape[1],
         COLS=col.shape[1],
@@ -237,9 +245,8 @@ def _backward_pass(
         SPLITS=splits,
         **plan.common(tile),
     )
-    if splits > 1:
-        for part, grad in zip(parts, written, strict=True):
-            _combine_backward(part, grad)
+    for part, grad in zip(rows, written, strict=True):
+        (_combine_backward if splits > 1 else triton_plan.deliver)(part, grad)
 
 
 def _combine_backward(part: Tensor, grad: Tensor) -> None:

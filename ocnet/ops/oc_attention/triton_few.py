@@ -18,11 +18,13 @@ def forward(plan: Plan, tile: configs.Few, call: ForwardCall) -> None:
     wide = min(tile.out, plan.wide_ev)
     pieces = -(-plan.ev // wide)
     programs = _programs(plan, tile, query, pieces)
+    rows = triton_plan.rows_for(out)
+    rest = None if residual is None else triton_plan.rows_for(residual)
     triton_plan.kernels().oc_attention_few_fwd_kernel[(query.shape[0] * programs, pieces)](
-        p_out=out,
+        p_out=rows,
         p_lse=lse,
-        p_residual=out if residual is None else residual,
-        RESIDUAL=residual is not None,
+        p_residual=rows if rest is None else rest,
+        RESIDUAL=rest is not None,
         x_key0=plan.window(key, tile.keys0, plan.wide_e),
         x_key1=plan.window(key, tile.keys1, plan.wide_e, tile.keys1 > 0),
         x_value0=plan.window(value, tile.keys0, wide),
@@ -31,15 +33,18 @@ def forward(plan: Plan, tile: configs.Few, call: ForwardCall) -> None:
         B1=tile.keys1,
         BO=wide,
         PROGRAMS=programs,
-        **_triton.strides("o", "nlv", out),
+        **_triton.strides("o", "nl", rows),
         **_common(plan, tile, query, key, value, scale),
     )
+    triton_plan.deliver(rows, out)
+    if residual is not None and rest is not None:
+        triton_plan.deliver(rest, residual)
 
 
 def backward_query(plan: Plan, tile: configs.Few, sides: Sides, grad_query: Tensor | None) -> None:
     """Write ``sides.delta``, and the gradient of the queries where it is wanted."""
     query, grad_out = sides.query, sides.grad_out
-    written = grad_out if grad_query is None else grad_query
+    written = grad_out if grad_query is None else triton_plan.rows_for(grad_query)
     programs = _programs(plan, tile, query, 1)
     triton_plan.kernels().oc_attention_few_bwd_query_kernel[(query.shape[0] * programs,)](
         x_key=plan.window(sides.key, tile.keys0, plan.wide_e),
@@ -53,9 +58,11 @@ def backward_query(plan: Plan, tile: configs.Few, sides: Sides, grad_query: Tens
         BV=plan.wide_ev,
         PROGRAMS=programs,
         **_triton.strides("g", "nl", grad_out),
-        **_triton.strides("o", "nle", written),
+        **_triton.strides("o", "nl", written),
         **_common(plan, tile, query, sides.key, sides.value, sides.scale),
     )
+    if grad_query is not None:
+        triton_plan.deliver(written, grad_query)
 
 
 def _programs(plan: Plan, tile: configs.Few, query: Tensor, pieces: int) -> int:
@@ -77,10 +84,6 @@ def _common(
         "scale": scale,
         "L": query.shape[1],
         "S": key.shape[1],
-        "E": plan.e,
-        "Ev": plan.ev,
-        "EVEN_E": plan.wide_e == plan.e,
-        "EVEN_V": plan.wide_ev == plan.ev,
         "BM": tile.rows,
         "BE": plan.wide_e,
         "STAGES": tile.stages,

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from ocnet._env import triton_interpreted
 from ocnet.ops import _triton
@@ -73,24 +74,22 @@ class Plan(NamedTuple):
         """Return the tile of a kernel."""
         return configs.choose(kernel, self.math, self.hopper, version(), self.e, self.ev)
 
-    def few(self, kernel: configs.FewKernel, query: Tensor, keys: int) -> configs.Few | None:
-        """Return the tile that keeps all keys on chip, or ``None``.
-
-        Results have the layout of the query. Where its channels do not lie side by side, a store in
-        the loop takes an address per number, which spills; the general kernels store once.
-        """
-        if query.stride(2) != 1:
-            return None
+    def few(self, kernel: configs.FewKernel, keys: int) -> configs.Few | None:
+        """Return the tile that keeps all keys on chip, or ``None``."""
         return configs.few_keys(kernel, self.math, self.hopper, self.e, self.ev, keys)
 
     def rows(self, matrix: Tensor) -> Tensor:
-        """Return a token matrix as the kernels read it."""
+        """Return a token matrix as the kernels read it; without descriptors its rows are padded."""
+        n, tokens, channels = matrix.shape
+        wide = configs.padded(channels)
         if self.math == "tf32":
-            return rounded(matrix)
-        if self.hopper and matrix.stride(2) == 1:
+            return rounded(matrix, _aligned(matrix) if self.hopper else wide)
+        if not self.hopper:
+            if channels < wide:
+                matrix = functional.pad(matrix, (0, wide - channels))
+        elif matrix.stride(2) == 1:
             # A descriptor's rows and images follow one another; those of an expanded map (stride 0)
             # or of images side by side do not.
-            n, tokens, channels = matrix.shape
             image, row = matrix.stride()[:2]
             if (n > 1 and image < tokens * row) or (tokens > 1 and row < channels):
                 matrix = matrix.contiguous()
@@ -116,10 +115,6 @@ class Plan(NamedTuple):
     def common(self, tile: configs.Tile) -> dict[str, Any]:
         """Return the arguments that the kernels of both directions share."""
         return {
-            "E": self.e,
-            "Ev": self.ev,
-            "EVEN_E": self.wide_e == self.e,
-            "EVEN_V": self.wide_ev == self.ev,
             "BM": tile.rows,
             "BN": tile.cols,
             "BE": tile.slice_e,
@@ -145,24 +140,55 @@ class Sides(NamedTuple):
     scale: float
 
 
-def rounded(matrix: Tensor) -> Tensor:
-    """Return a copy of a float32 token matrix, its rows aligned and its numbers rounded to TF32."""
+def rounded(matrix: Tensor, width: int) -> Tensor:
+    """Return a float32 token matrix in rows of ``width`` channels, rounded to TF32, zero past its own."""
     n, tokens, channels = matrix.shape
-    width = ALIGNMENT // matrix.element_size()
-    rows = matrix.new_empty((n, tokens, -(-channels // width) * width))[..., :channels]
+    rows = matrix.new_empty((n, tokens, width))
     tile = configs.COMBINE
-    kernels().oc_attention_round_kernel[grid(matrix, tile.rows, tile.channels(channels))](
+    kernels().oc_attention_round_kernel[grid(rows, tile.rows, tile.channels(channels))](
         p_in=matrix,
         p_out=rows,
         **_triton.strides("i", "ntc", matrix),
         **_triton.strides("o", "nt", rows),
         tokens=tokens,
         channels=channels,
+        width=width,
         BT=tile.rows,
         BC=tile.channels(channels),
         enable_fp_fusion=True,
     )
     return rows
+
+
+def _aligned(matrix: Tensor) -> int:
+    """Return the channels of rows whose length is a multiple of the alignment."""
+    width = ALIGNMENT // matrix.element_size()
+    return -(-matrix.shape[2] // width) * width
+
+
+def rows_for(result: Tensor) -> Tensor:
+    """Return rows of padded channels in which a kernel writes a ``(N, tokens, channels)`` result.
+
+    They are the result itself where its channels lie side by side and fill their padding. Elsewhere a
+    store takes an address or a mask per number of its tile, for which there are no registers.
+    """
+    n, tokens, channels = result.shape
+    wide = configs.padded(channels)
+    if channels == wide and result.stride(2) == 1:
+        return result
+    return result.new_empty((n, tokens, wide))
+
+
+def parts_for(result: Tensor, splits: int) -> Tensor:
+    """Return rows of padded channels for the float32 parts of a result."""
+    n, tokens, channels = result.shape
+    return result.new_empty((splits, n, tokens, configs.padded(channels)), dtype=torch.float32)
+
+
+def deliver(rows: Tensor, result: Tensor) -> None:
+    """Copy what was written in rows to the result, unless it is there already."""
+    if rows is not result:
+        result.copy_(rows[..., : result.shape[2]])
 
 
 def is_hopper(device: torch.device) -> bool:

@@ -91,23 +91,24 @@ _16: dict[Kernel, tuple[Tile, ...]] = {
 # Four-byte elements: IEEE products are unrolled over the tile on the CUDA cores, so tiles are small
 # to stay within registers; TF32 products take the same ones.
 _FLOAT32_FORWARD = (
-    Tile(positions=32, regions=16, channels=128, warps=4, stages=2),
+    # four warps spill, and so do two stages
+    Tile(positions=32, regions=16, channels=128, warps=8, stages=1),
     # 128 channels spill
-    Tile(positions=32, regions=32, channels=64, warps=4, stages=2),
+    Tile(positions=32, regions=32, channels=64, warps=4, stages=1),
 )
 _32: dict[Kernel, tuple[Tile, ...]] = {
     "forward": _FLOAT32_FORWARD,
     "forward_apart": _FLOAT32_FORWARD,
     "logits": (
         Tile(positions=64, regions=16, channels=32, warps=4, stages=2),
-        Tile(positions=64, regions=32, channels=32, warps=4, stages=2),
         # four warps spill
+        Tile(positions=64, regions=32, channels=32, warps=8, stages=2),
         Tile(positions=64, regions=64, channels=32, warps=8, stages=2),
     ),
     "features": (
         Tile(positions=32, regions=16, channels=64, warps=4, stages=2),
         # 64 positions spill
-        Tile(positions=32, regions=32, channels=64, warps=4, stages=2),
+        Tile(positions=32, regions=32, channels=64, warps=4, stages=1),
     ),
 }
 

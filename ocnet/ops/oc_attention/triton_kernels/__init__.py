@@ -9,10 +9,11 @@ programs, and a ``combine`` kernel adds their float32 parts in a fixed order.
 Names: ``i_`` program and loop indices, ``p_`` pointers, ``x_`` pointers or TMA descriptors, ``o_``
 offsets, ``m_`` masks, ``b_`` blocks, sizes in capitals. A tile is ``BM`` rows by ``BN`` columns.
 Products over channels run in ``NE`` slices of ``BE`` query and key channels, or ``NV`` slices of
-``BV`` value channels. ``EVEN_E``, ``EVEN_V``: the channels fill their slices.
+``BV`` value channels.
 
-Inputs have their channels side by side (stride 1) except those of the delta and rounding kernels;
-outputs have any strides. Scores are kept in units of log2, so that ``exp2`` needs no extra
+Matrices lie in rows of the padded channels side by side, so that no channel needs a mask: masks and
+addresses per number are what registers run out of. TMA descriptors pad by themselves. The delta,
+rounding and combine kernels alone take any strides. Scores are kept in units of log2, so that ``exp2`` needs no extra
 multiplication. Padding is made harmless twice, because ``0 * inf`` is NaN: loads fill it with zero,
 and the probabilities of columns past the end are set to zero.
 

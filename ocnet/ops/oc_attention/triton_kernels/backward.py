@@ -12,6 +12,7 @@ from ocnet.ops.oc_attention.triton_kernels.tiles import (
     load_strided,
     part_of,
     products,
+    store_rows,
     store_strided,
 )
 
@@ -52,10 +53,10 @@ def oc_attention_bwd_kernel(
     x_row, x_col, x_col_out, x_value_row, x_value_col, x_grad_row, x_grad_col, x_grad_col_out,
     p_lse, p_delta, p_out, p_out_value,
     stride_rn, stride_rm, stride_cn, stride_cs, stride_vn, stride_vs, stride_gn, stride_gl,
-    stride_oz, stride_on, stride_om, stride_oe, stride_wz, stride_wn, stride_wm, stride_wv,
-    scale, ROWS, COLS, E, Ev,
+    stride_oz, stride_on, stride_om, stride_wz, stride_wn, stride_wm,
+    scale, ROWS, COLS,
     AS_QUERY: tl.constexpr, AS_KEY: tl.constexpr, AS_VALUE: tl.constexpr,
-    EVEN_E: tl.constexpr, EVEN_V: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr,
     BE: tl.constexpr, NE: tl.constexpr, BV: tl.constexpr, NV: tl.constexpr,
     BO: tl.constexpr, BW: tl.constexpr, PRECISION: tl.constexpr, TMA: tl.constexpr,
     SPLITS: tl.constexpr,
@@ -81,7 +82,7 @@ def oc_attention_bwd_kernel(
     o_m = i_m + tl.arange(0, BM)
 
     # BM x BE
-    b_row = load_rows(x_row, i_n, stride_rn, i_m, stride_rm, ROWS, 0, E, BM, BE, EVEN_E, TMA)
+    b_row = load_rows(x_row, i_n, stride_rn, i_m, stride_rm, ROWS, 0, BM, BE, TMA)
     if AS_QUERY:
         o_row = i_n.to(tl.int64) * ROWS + o_m
         # BM
@@ -89,15 +90,11 @@ def oc_attention_bwd_kernel(
         # BM
         b_delta_row = tl.load(p_delta + o_row, mask=o_m < ROWS, other=0.0)
         # BM x BV
-        b_grad_row = load_rows(
-            x_grad_row, i_n, stride_gn, i_m, stride_gl, ROWS, 0, Ev, BM, BV, EVEN_V, TMA
-        )
+        b_grad_row = load_rows(x_grad_row, i_n, stride_gn, i_m, stride_gl, ROWS, 0, BM, BV, TMA)
         b_grad = tl.zeros([BM, BO], tl.float32)
     if AS_KEY:
         # BM x BV
-        b_value_row = load_rows(
-            x_value_row, i_n, stride_vn, i_m, stride_vs, ROWS, 0, Ev, BM, BV, EVEN_V, TMA
-        )
+        b_value_row = load_rows(x_value_row, i_n, stride_vn, i_m, stride_vs, ROWS, 0, BM, BV, TMA)
         b_grad = tl.zeros([BM, BO], tl.float32)
     if AS_VALUE:
         b_grad_value = tl.zeros([BM, BW], tl.float32)
@@ -109,13 +106,13 @@ def oc_attention_bwd_kernel(
         m_n = o_n < COLS
         b_score, b_col = products(
             b_row, x_row, stride_rn, i_m, stride_rm, ROWS, x_col, stride_cn, i_c, stride_cs, COLS,
-            i_n, E, EVEN_E, BM, BN, BE, NE, PRECISION, TMA,
+            i_n, BM, BN, BE, NE, PRECISION, TMA,
         )  # fmt: skip
         b_score *= scale * LOG2E
         if AS_QUERY:
             b_grad_prob, _ = products(
                 b_grad_row, x_grad_row, stride_gn, i_m, stride_gl, ROWS, x_value_col, stride_vn, i_c,
-                stride_vs, COLS, i_n, Ev, EVEN_V, BM, BN, BV, NV, PRECISION, TMA,
+                stride_vs, COLS, i_n, BM, BN, BV, NV, PRECISION, TMA,
             )  # fmt: skip
             b_prob = tl.exp2(b_score - b_lse_row[:, None])
             b_grad_score = b_prob * (b_grad_prob - b_delta_row[:, None])
@@ -126,7 +123,7 @@ def oc_attention_bwd_kernel(
         if AS_KEY:
             b_grad_prob, b_grad_col = products(
                 b_value_row, x_value_row, stride_vn, i_m, stride_vs, ROWS, x_grad_col, stride_gn,
-                i_c, stride_gl, COLS, i_n, Ev, EVEN_V, BM, BN, BV, NV, PRECISION, TMA,
+                i_c, stride_gl, COLS, i_n, BM, BN, BV, NV, PRECISION, TMA,
             )  # fmt: skip
             # BN
             b_delta = tl.load(p_delta + o_n, mask=m_n, other=0.0)
@@ -138,9 +135,8 @@ def oc_attention_bwd_kernel(
             if (not AS_KEY) or NV > 1 or BW != BV:
                 # BN x BW
                 b_grad_col = load_rows(
-                    x_grad_col_out, i_n, stride_gn, i_c, stride_gl, COLS, i_o * BW, Ev,
-                    BN, BW, EVEN_V, TMA,
-                )  # fmt: skip
+                    x_grad_col_out, i_n, stride_gn, i_c, stride_gl, COLS, i_o * BW, BN, BW, TMA
+                )
             b_weight = as_operand(tl.where(m_n[None, :], b_prob, 0.0), b_grad_col, PRECISION)
             b_grad_value = dot(b_weight, b_grad_col, b_grad_value, PRECISION)
         if AS_QUERY or AS_KEY:
@@ -148,20 +144,17 @@ def oc_attention_bwd_kernel(
             if NE > 1 or BO != BE:
                 # BN x BO
                 b_col = load_rows(
-                    x_col_out, i_n, stride_cn, i_c, stride_cs, COLS, i_o * BO, E,
-                    BN, BO, EVEN_E, TMA,
-                )  # fmt: skip
+                    x_col_out, i_n, stride_cn, i_c, stride_cs, COLS, i_o * BO, BN, BO, TMA
+                )
             b_weight = as_operand(b_grad_score, b_col, PRECISION)
             b_grad = dot(b_weight, b_col, b_grad, PRECISION)
 
     if AS_QUERY or AS_KEY:
         p_out += i_n.to(tl.int64) * stride_on + i_split.to(tl.int64) * stride_oz
-        o_o = i_o * BO + tl.arange(0, BO)
-        store_strided(p_out, o_m, stride_om, ROWS, o_o, stride_oe, E, EVEN_E, b_grad * scale)
+        store_rows(p_out, o_m, stride_om, ROWS, i_o * BO, b_grad * scale, BO)
     if AS_VALUE:
         p_out_value += i_n.to(tl.int64) * stride_wn + i_split.to(tl.int64) * stride_wz
-        o_o = i_o * BW + tl.arange(0, BW)
-        store_strided(p_out_value, o_m, stride_wm, ROWS, o_o, stride_wv, Ev, EVEN_V, b_grad_value)
+        store_rows(p_out_value, o_m, stride_wm, ROWS, i_o * BW, b_grad_value, BW)
 
 
 @triton.jit

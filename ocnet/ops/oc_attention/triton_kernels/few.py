@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from ocnet.ops.oc_attention.triton_kernels.forward import store_out
-from ocnet.ops.oc_attention.triton_kernels.tiles import LN2, LOG2E, load_rows, store_strided
+from ocnet.ops.oc_attention.triton_kernels.tiles import LN2, LOG2E, load_rows, store_rows
 
 
 @triton.jit
@@ -25,9 +25,9 @@ def scores_of(b_query, b_key, i_first, S, factor, B: tl.constexpr):
 def oc_attention_few_fwd_kernel(
     x_query, x_key0, x_key1, x_value0, x_value1, p_out, p_lse, p_residual,
     stride_qn, stride_ql, stride_kn, stride_ks, stride_vn, stride_vs,
-    stride_on, stride_ol, stride_ov,
-    scale, L, S, E, Ev, PROGRAMS,
-    EVEN_E: tl.constexpr, EVEN_V: tl.constexpr, BM: tl.constexpr, BE: tl.constexpr,
+    stride_on, stride_ol,
+    scale, L, S, PROGRAMS,
+    BM: tl.constexpr, BE: tl.constexpr,
     BO: tl.constexpr, B0: tl.constexpr, B1: tl.constexpr, STAGES: tl.constexpr,
     TMA: tl.constexpr, RESIDUAL: tl.constexpr,
 ):  # fmt: skip
@@ -36,16 +36,13 @@ def oc_attention_few_fwd_kernel(
     One program computes ``BO`` output channels.
     """
     i_n, i_o = tl.program_id(0) // PROGRAMS, tl.program_id(1) * BO
-    o_o = i_o + tl.arange(0, BO)
     # B0 x BE, B0 x BO
-    b_key0 = load_rows(x_key0, i_n, stride_kn, 0, stride_ks, S, 0, E, B0, BE, EVEN_E, TMA)
-    b_value0 = load_rows(x_value0, i_n, stride_vn, 0, stride_vs, S, i_o, Ev, B0, BO, EVEN_V, TMA)
+    b_key0 = load_rows(x_key0, i_n, stride_kn, 0, stride_ks, S, 0, B0, BE, TMA)
+    b_value0 = load_rows(x_value0, i_n, stride_vn, 0, stride_vs, S, i_o, B0, BO, TMA)
     if B1 > 0:
         # B1 x BE, B1 x BO
-        b_key1 = load_rows(x_key1, i_n, stride_kn, B0, stride_ks, S, 0, E, B1, BE, EVEN_E, TMA)
-        b_value1 = load_rows(
-            x_value1, i_n, stride_vn, B0, stride_vs, S, i_o, Ev, B1, BO, EVEN_V, TMA
-        )
+        b_key1 = load_rows(x_key1, i_n, stride_kn, B0, stride_ks, S, 0, B1, BE, TMA)
+        b_value1 = load_rows(x_value1, i_n, stride_vn, B0, stride_vs, S, i_o, B1, BO, TMA)
     p_out += i_n.to(tl.int64) * stride_on
     p_residual += i_n.to(tl.int64) * stride_on
     p_lse += i_n.to(tl.int64) * L
@@ -54,7 +51,7 @@ def oc_attention_few_fwd_kernel(
     ):
         i_m = i_tile * BM
         # BM x BE
-        b_query = load_rows(x_query, i_n, stride_qn, i_m, stride_ql, L, 0, E, BM, BE, EVEN_E, TMA)
+        b_query = load_rows(x_query, i_n, stride_qn, i_m, stride_ql, L, 0, BM, BE, TMA)
         b_score = scores_of(b_query, b_key0, 0, S, scale * LOG2E, B0)
         b_max = tl.max(b_score, 1)
         # -inf - -inf would be NaN where the other block has a finite score.
@@ -74,9 +71,10 @@ def oc_attention_few_fwd_kernel(
         o_m = i_m + tl.arange(0, BM)
         if i_o == 0:
             tl.store(p_lse + o_m, (b_max + tl.log2(b_sum)) * LN2, mask=o_m < L)
+        # The first channel is added to the pointers: as a number of every address it spills.
         store_out(
-            p_out, p_residual, o_m, stride_ol, L, o_o, stride_ov, Ev,
-            b_out / b_sum[:, None], EVEN_V, RESIDUAL,
+            p_out + i_o, p_residual + i_o, o_m, stride_ol, L, 0,
+            b_out / b_sum[:, None], BO, RESIDUAL,
         )  # fmt: skip
 
 
@@ -84,9 +82,9 @@ def oc_attention_few_fwd_kernel(
 def oc_attention_few_bwd_query_kernel(
     x_query, x_key, x_value, x_grad_out, p_lse, p_delta, p_grad_query,
     stride_qn, stride_ql, stride_kn, stride_ks, stride_vn, stride_vs, stride_gn, stride_gl,
-    stride_on, stride_ol, stride_oe,
-    scale, L, S, E, Ev, PROGRAMS,
-    EVEN_E: tl.constexpr, EVEN_V: tl.constexpr, BM: tl.constexpr, BE: tl.constexpr,
+    stride_on, stride_ol,
+    scale, L, S, PROGRAMS,
+    BM: tl.constexpr, BE: tl.constexpr,
     BV: tl.constexpr, BS: tl.constexpr, STAGES: tl.constexpr, TMA: tl.constexpr,
     WANTED: tl.constexpr,
 ):  # fmt: skip
@@ -97,9 +95,9 @@ def oc_attention_few_bwd_query_kernel(
     """
     i_n = tl.program_id(0) // PROGRAMS
     # BS x BE
-    b_key = load_rows(x_key, i_n, stride_kn, 0, stride_ks, S, 0, E, BS, BE, EVEN_E, TMA)
+    b_key = load_rows(x_key, i_n, stride_kn, 0, stride_ks, S, 0, BS, BE, TMA)
     # BS x BV
-    b_value = load_rows(x_value, i_n, stride_vn, 0, stride_vs, S, 0, Ev, BS, BV, EVEN_V, TMA)
+    b_value = load_rows(x_value, i_n, stride_vn, 0, stride_vs, S, 0, BS, BV, TMA)
     p_lse += i_n.to(tl.int64) * L
     p_delta += i_n.to(tl.int64) * L
     p_grad_query += i_n.to(tl.int64) * stride_on
@@ -109,11 +107,9 @@ def oc_attention_few_bwd_query_kernel(
         i_m = i_tile * BM
         o_m = i_m + tl.arange(0, BM)
         # BM x BE
-        b_query = load_rows(x_query, i_n, stride_qn, i_m, stride_ql, L, 0, E, BM, BE, EVEN_E, TMA)
+        b_query = load_rows(x_query, i_n, stride_qn, i_m, stride_ql, L, 0, BM, BE, TMA)
         # BM x BV
-        b_grad = load_rows(
-            x_grad_out, i_n, stride_gn, i_m, stride_gl, L, 0, Ev, BM, BV, EVEN_V, TMA
-        )
+        b_grad = load_rows(x_grad_out, i_n, stride_gn, i_m, stride_gl, L, 0, BM, BV, TMA)
         # BM
         b_lse = tl.load(p_lse + o_m, mask=o_m < L, other=0.0) * LOG2E
         b_score = scores_of(b_query, b_key, 0, S, scale * LOG2E, BS)
@@ -124,7 +120,4 @@ def oc_attention_few_bwd_query_kernel(
         if WANTED:
             b_grad_score = b_prob * (b_grad_prob - b_delta[:, None])
             b_grad_query = tl.dot(b_grad_score.to(b_key.dtype), b_key)
-            store_strided(
-                p_grad_query, o_m, stride_ol, L, tl.arange(0, BE), stride_oe, E, EVEN_E,
-                b_grad_query * scale,
-            )  # fmt: skip
+            store_rows(p_grad_query, o_m, stride_ol, L, 0, b_grad_query * scale, BE)

@@ -13,6 +13,7 @@ from ocnet.ops.oc_attention.triton_kernels.tiles import (
     load_strided,
     part_of,
     products,
+    store_rows,
     store_strided,
 )
 
@@ -23,24 +24,22 @@ SLACK = tl.constexpr(8.0)
 
 @triton.jit
 def store_out(
-    p_out, p_residual, o_m, stride_ol, L, o_o, stride_ov, Ev, b_out,
-    EVEN_V: tl.constexpr, RESIDUAL: tl.constexpr,
+    p_out, p_residual, o_m, stride_ol, L, i_o, b_out, BO: tl.constexpr, RESIDUAL: tl.constexpr
 ):  # fmt: skip
     """Write a tile of the output, rounded, and with ``RESIDUAL`` what the rounding took from it."""
     b_rounded = b_out.to(p_out.dtype.element_ty)
     if RESIDUAL:
         b_rest = b_out - b_rounded.to(tl.float32)
-        store_strided(p_residual, o_m, stride_ol, L, o_o, stride_ov, Ev, EVEN_V, b_rest)
-    store_strided(p_out, o_m, stride_ol, L, o_o, stride_ov, Ev, EVEN_V, b_rounded)
+        store_rows(p_residual, o_m, stride_ol, L, i_o, b_rest, BO)
+    store_rows(p_out, o_m, stride_ol, L, i_o, b_rounded, BO)
 
 
 @triton.jit
 def oc_attention_fwd_kernel(
     x_query, x_key, x_value, p_out, p_lse, p_residual, p_max,
     stride_qn, stride_ql, stride_kn, stride_ks, stride_vn, stride_vs,
-    stride_oz, stride_on, stride_ol, stride_ov,
-    scale, N, L, S, E, Ev,
-    EVEN_E: tl.constexpr, EVEN_V: tl.constexpr,
+    stride_oz, stride_on, stride_ol,
+    scale, N, L, S,
     BM: tl.constexpr, BN: tl.constexpr, BE: tl.constexpr, NE: tl.constexpr, BO: tl.constexpr,
     PRECISION: tl.constexpr, TMA: tl.constexpr,
     DIAGONAL: tl.constexpr, SPLITS: tl.constexpr, RESIDUAL: tl.constexpr,
@@ -67,7 +66,7 @@ def oc_attention_fwd_kernel(
         i_start = tl.where((i_own >= 0) & (i_own < n_part), i_own, 0)
 
     # BM x BE
-    b_query = load_rows(x_query, i_n, stride_qn, i_m, stride_ql, L, 0, E, BM, BE, EVEN_E, TMA)
+    b_query = load_rows(x_query, i_n, stride_qn, i_m, stride_ql, L, 0, BM, BE, TMA)
     b_ref = tl.full([BM], float("-inf"), tl.float32)
     b_sum = tl.zeros([BM], tl.float32)
     b_out = tl.zeros([BM, BO], tl.float32)
@@ -77,7 +76,7 @@ def oc_attention_fwd_kernel(
         i_s = i_tile * BN
         b_score, _ = products(
             b_query, x_query, stride_qn, i_m, stride_ql, L, x_key, stride_kn, i_s, stride_ks, S,
-            i_n, E, EVEN_E, BM, BN, BE, NE, PRECISION, TMA,
+            i_n, BM, BN, BE, NE, PRECISION, TMA,
         )  # fmt: skip
         b_score *= scale * LOG2E
         # One tile of the walk at most; the others need no comparison per number.
@@ -98,20 +97,18 @@ def oc_attention_fwd_kernel(
         b_prob = tl.exp2(b_score - b_shift[:, None])
         b_sum += tl.sum(b_prob, 1)
         # BN x BO
-        b_value = load_rows(
-            x_value, i_n, stride_vn, i_s, stride_vs, S, i_o, Ev, BN, BO, EVEN_V, TMA
-        )
+        b_value = load_rows(x_value, i_n, stride_vn, i_s, stride_vs, S, i_o, BN, BO, TMA)
         b_out = dot(as_operand(b_prob, b_value, PRECISION), b_value, b_out, PRECISION)
 
-    o_m, o_o = i_m + tl.arange(0, BM), i_o + tl.arange(0, BO)
+    o_m = i_m + tl.arange(0, BM)
     p_out += i_n.to(tl.int64) * stride_on
     if SPLITS == 1:
         if i_o == 0:
             b_lse = (b_ref + tl.log2(b_sum)) * LN2
             tl.store(p_lse + i_n.to(tl.int64) * L + o_m, b_lse, mask=o_m < L)
         store_out(
-            p_out, p_residual + i_n.to(tl.int64) * stride_on, o_m, stride_ol, L, o_o, stride_ov, Ev,
-            b_out / b_sum[:, None], EVEN_V, RESIDUAL,
+            p_out, p_residual + i_n.to(tl.int64) * stride_on, o_m, stride_ol, L, i_o,
+            b_out / b_sum[:, None], BO, RESIDUAL,
         )  # fmt: skip
     else:
         if i_o == 0:
@@ -119,7 +116,7 @@ def oc_attention_fwd_kernel(
             tl.store(p_max + o_row, b_ref, mask=o_m < L)
             tl.store(p_lse + o_row, b_sum, mask=o_m < L)
         p_out += i_split.to(tl.int64) * stride_oz
-        store_strided(p_out, o_m, stride_ol, L, o_o, stride_ov, Ev, EVEN_V, b_out)
+        store_rows(p_out, o_m, stride_ol, L, i_o, b_out, BO)
 
 
 @triton.jit
@@ -158,7 +155,11 @@ def oc_attention_fwd_combine_kernel(
         p_part += stride_pz
     if tl.program_id(1) == 0:
         tl.store(p_lse + i_n * L + o_m, (b_ref + tl.log2(b_sum)) * LN2, mask=m_m)
-    store_out(
-        p_out + i_n * stride_on, p_residual + i_n * stride_on, o_m, stride_ol, L, o_v, stride_ov, Ev,
-        b_out / b_sum[:, None], EVEN_V, RESIDUAL,
-    )  # fmt: skip
+    b_out = b_out / b_sum[:, None]
+    b_rounded = b_out.to(p_out.dtype.element_ty)
+    p_out += i_n * stride_on
+    store_strided(p_out, o_m, stride_ol, L, o_v, stride_ov, Ev, EVEN_V, b_rounded)
+    if RESIDUAL:
+        b_rest = b_out - b_rounded.to(tl.float32)
+        p_residual += i_n * stride_on
+        store_strided(p_residual, o_m, stride_ol, L, o_v, stride_ov, Ev, EVEN_V, b_rest)

@@ -36,23 +36,38 @@ def load_strided(
 
 
 @triton.jit
+def row_at(p_base, o_token, stride_token, tokens, i_channel, BC: tl.constexpr):
+    """Pointers of ``BC`` channels of rows that hold them all, and the mask of the rows there are."""
+    o_row = o_token.to(tl.int64)[:, None] * stride_token
+    return p_base + o_row + (i_channel + tl.arange(0, BC))[None, :], (o_token < tokens)[:, None]
+
+
+@triton.jit
 def load_rows(
-    x_matrix, i_n, stride_n, i_token, stride_token, tokens, i_channel, channels,
-    BT: tl.constexpr, BC: tl.constexpr, EVEN: tl.constexpr, TMA: tl.constexpr,
+    x_matrix, i_n, stride_n, i_token, stride_token, tokens, i_channel,
+    BT: tl.constexpr, BC: tl.constexpr, TMA: tl.constexpr,
 ):  # fmt: skip
     """A tile of ``BT x BC`` of a token matrix whose channels lie side by side, zero past its end.
 
     With ``TMA`` the matrix is a descriptor of shape ``(N, tokens, channels)``, which knows its
-    strides, and whose batch axis keeps a tile from reaching into the next image.
+    strides, and whose batch axis keeps a tile from reaching into the next image. Without, its rows
+    hold the padded channels.
     """
     if TMA:
         return x_matrix.load([i_n, i_token, i_channel]).reshape(BT, BC)
     else:
-        return load_strided(
+        p_tile, m_tile = row_at(
             x_matrix + i_n.to(tl.int64) * stride_n,
-            i_token + tl.arange(0, BT), stride_token, tokens,
-            i_channel + tl.arange(0, BC), 1, channels, EVEN,
+            i_token + tl.arange(0, BT), stride_token, tokens, i_channel, BC,
         )  # fmt: skip
+        return tl.load(p_tile, mask=m_tile, other=0.0)
+
+
+@triton.jit
+def store_rows(p_base, o_token, stride_token, tokens, i_channel, b_tile, BC: tl.constexpr):
+    """Write ``BC`` channels of rows that hold the padded channels, rounded to their dtype."""
+    p_tile, m_tile = row_at(p_base, o_token, stride_token, tokens, i_channel, BC)
+    tl.store(p_tile, b_tile.to(p_base.dtype.element_ty), mask=m_tile)
 
 
 @triton.jit
@@ -139,9 +154,8 @@ def dot(b_left, b_right, b_sum, PRECISION: tl.constexpr):
 
 @triton.jit
 def products(
-    b_row, x_row, stride_rn, i_m, stride_rt, rows, x_col, stride_cn, i_c, stride_ct, cols,
-    i_n, channels,
-    EVEN: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BC: tl.constexpr, NC: tl.constexpr,
+    b_row, x_row, stride_rn, i_m, stride_rt, rows, x_col, stride_cn, i_c, stride_ct, cols, i_n,
+    BM: tl.constexpr, BN: tl.constexpr, BC: tl.constexpr, NC: tl.constexpr,
     PRECISION: tl.constexpr, TMA: tl.constexpr,
 ):  # fmt: skip
     """Inner products of a row tile with a column tile, and the column tile's first slice.
@@ -150,7 +164,7 @@ def products(
     slice: a row tile that wide has no room on chip.
     """
     # BN x BC
-    b_first = load_rows(x_col, i_n, stride_cn, i_c, stride_ct, cols, 0, channels, BN, BC, EVEN, TMA)
+    b_first = load_rows(x_col, i_n, stride_cn, i_c, stride_ct, cols, 0, BN, BC, TMA)
     b_products = tl.zeros([BM, BN], tl.float32)
     if NC == 1:
         b_products = dot(b_row, tl.trans(b_first), b_products, PRECISION)
@@ -158,14 +172,12 @@ def products(
         for i_slice in range(NC):
             # BM x BC
             b_slice = load_rows(
-                x_row, i_n, stride_rn, i_m, stride_rt, rows, i_slice * BC, channels,
-                BM, BC, EVEN, TMA,
-            )  # fmt: skip
+                x_row, i_n, stride_rn, i_m, stride_rt, rows, i_slice * BC, BM, BC, TMA
+            )
             # BN x BC
             b_col = load_rows(
-                x_col, i_n, stride_cn, i_c, stride_ct, cols, i_slice * BC, channels,
-                BN, BC, EVEN, TMA,
-            )  # fmt: skip
+                x_col, i_n, stride_cn, i_c, stride_ct, cols, i_slice * BC, BN, BC, TMA
+            )
             b_products = dot(b_slice, tl.trans(b_col), b_products, PRECISION)
     return b_products, b_first
 
@@ -173,9 +185,12 @@ def products(
 @triton.jit
 def oc_attention_round_kernel(
     p_in, p_out, stride_in, stride_it, stride_ic, stride_on, stride_ot,
-    tokens, channels, BT: tl.constexpr, BC: tl.constexpr,
+    tokens, channels, width, BT: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    """Copy a token matrix of any strides into rows whose channels lie side by side, as TF32."""
+    """Copy a token matrix of any strides, as TF32, into rows of ``width`` channels side by side.
+
+    Further channels than there are become zero.
+    """
     n_tiles = tl.cdiv(tokens, BT)
     i_n = (tl.program_id(0) // n_tiles).to(tl.int64)
     o_t = (tl.program_id(0) % n_tiles) * BT + tl.arange(0, BT)
@@ -185,7 +200,7 @@ def oc_attention_round_kernel(
         p_in + i_n * stride_in, o_t, stride_it, tokens, o_c, stride_ic, channels, False
     )
     store_strided(
-        p_out + i_n * stride_on, o_t, stride_ot, tokens, o_c, 1, channels, False, round_tf32(b_tile)
+        p_out + i_n * stride_on, o_t, stride_ot, tokens, o_c, 1, width, False, round_tf32(b_tile)
     )
 
 
