@@ -224,6 +224,8 @@ _PORTABLE_16: Table = {
         # two stages spill
         Row(256, 16, Tile(64, 32, 256, 16, 256, warps=8, stages=1)),
         Row(256, 256, Tile(64, 32, 256, 128, 256, warps=8, stages=2)),
+        # two stages spill
+        Row(32, 512, Tile(64, 32, 32, 64, 32, warps=8, stages=3)),
         Row(512, 512, Tile(64, 32, 64, 64, 256, warps=8, stages=2)),
     ),
     "both": (
@@ -232,6 +234,8 @@ _PORTABLE_16: Table = {
         Row(128, 128, Tile(64, 32, 128, 128, 128, warps=4, stages=2)),
         # with slices of 128, 128 value channels would be kept whole and need 102656 B
         Row(256, 256, Tile(64, 32, 256, 64, 256, warps=8, stages=2)),
+        # 32 slices spill
+        Row(32, 512, Tile(64, 32, 32, 64, 32, warps=8, stages=2)),
         # 64 slices spill
         Row(512, 512, Tile(64, 32, 32, 32, 256, warps=8, stages=2)),
     ),
