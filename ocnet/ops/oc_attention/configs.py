@@ -293,11 +293,14 @@ _PORTABLE_TF32_SUM = (
     # two stages spill in Triton 3.6
     Row(64, 64, Tile(64, 32, 64, 64, 64, warps=8, stages=1)),
     Row(128, 128, Tile(64, 32, 128, 128, 128, warps=8, stages=2)),
+    # 64 columns need 114688 B beside rows that are kept
+    Row(64, 512, Tile(64, 32, 64, 64, 256, warps=8, stages=2)),
     Row(512, 512, Tile(64, 64, 64, 64, 256, warps=8, stages=2)),
 )
 _PORTABLE_TF32: Table = {
     "forward": _PORTABLE_TF32_SUM,
-    "value": _PORTABLE_TF32_SUM,
+    # wider slices and more columns spill at one pair of widths or another
+    "value": _FEW_COLUMNS,
     "query": _SHORT_SLICES,
     # 32 columns spill
     "key": _FEW_COLUMNS,
