@@ -74,8 +74,9 @@ constexpr ForwardTile kForwardTiles[] = {
 };
 
 // Few keys: all of them stay in shared memory while the block walks over several tiles of queries.
-// 32 columns waste little of the last tile. 19 keys take 96 KB with 8 warps at 256 channels in 16
-// bits; 160 keys 224 KB with 4, which is the least that hides the latency of the queries' copies.
+// 32 columns waste little of the last tile. At 256 channels in 16 bits 19 keys take 96 KB with 8
+// warps and 160 keys 224 KB; 192 keys as much with 4 warps, which are the least that hide the
+// latency of the queries' copies.
 constexpr ForwardTile kResidentTiles[] = {
     {Arithmetic::kNarrow, kAnyValues, 32, 256, 4},
     {Arithmetic::kTF32, kAnyValues, 32, 256, 4},

@@ -2,45 +2,56 @@
 """Run by two processes: ``python sharding_program.py RANK STORE``. Compares with one process."""
 
 import sys
+from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
-from ocnet.ops import oc_attention
+from ocnet.ops import oc_attention, spatial_gather
 
-IMAGES, ROWS, WHOLE = Shard(0), Shard(2), Replicate()
+IMAGES, CHANNELS, ROWS, WHOLE = Shard(0), Shard(1), Shard(2), Replicate()
 RANKS = 2
 
 
-def compare(mesh, query_as, key_as, *, shared: bool, dtype: torch.dtype, rows: int = 6) -> None:
-    torch.manual_seed(0)
-    query = torch.randn(4, 5, rows, 3).to(dtype)
-    key = query if shared else torch.randn(4, 5, 4, 3).to(dtype)
-    value = torch.randn(4, 7, *key.shape[2:]).to(dtype)
-    weight = torch.randn(4, 7, rows, 3).to(dtype)
-
-    whole = [
-        t.clone().requires_grad_() for t in ((query, value) if shared else (query, key, value))
-    ]
-    out = oc_attention(whole[0], whole[0] if shared else whole[1], whole[-1])
+def compare(function: Callable, mesh, tensors, placements, out_as) -> None:
+    """Results and gradients of a call on shards against those of the call on whole tensors."""
+    whole = [t.clone().requires_grad_() for t in tensors]
+    out = function(*whole)
+    weight = torch.randn(out.shape).to(out.dtype)
     expected = (out, *torch.autograd.grad(out, whole, weight))
 
-    placements = [query_as, key_as] if shared else [query_as, key_as, key_as]
     parts = [
         distribute_tensor(t.detach(), mesh, [p]).requires_grad_()
         for t, p in zip(whole, placements, strict=True)
     ]
-    result = oc_attention(parts[0], parts[0] if shared else parts[1], parts[-1])
+    result = function(*parts)
     assert isinstance(result, DTensor)
-    assert result.placements == (query_as,), result.placements
-    assert result.to_local().numel() * (1 if query_as == WHOLE else RANKS) == out.numel()
-    grads = torch.autograd.grad(result, parts, distribute_tensor(weight, mesh, [query_as]))
+    assert result.placements == (out_as,), result.placements
+    assert result.to_local().numel() * (1 if out_as == WHOLE else RANKS) == out.numel()
+    grads = torch.autograd.grad(result, parts, distribute_tensor(weight, mesh, [out_as]))
     for mine, want in zip((result, *grads), expected, strict=True):
         # Each rank rounds its part of a sum over rows, and the sum of the parts is rounded again.
-        slack = 2 * torch.finfo(dtype).eps * RANKS * float(want.abs().max())
+        slack = 2 * torch.finfo(out.dtype).eps * RANKS * float(want.abs().max())
         torch.testing.assert_close(mine.full_tensor(), want, rtol=0, atol=slack)
+
+
+def compare_attention(mesh, query_as, key_as, *, shared: bool, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    query, key = torch.randn(4, 5, 6, 3).to(dtype), torch.randn(4, 5, 4, 3).to(dtype)
+    value = torch.randn(4, 7, *(query if shared else key).shape[2:]).to(dtype)
+    if shared:
+        symmetric = lambda query, value: oc_attention(query, query, value)  # noqa: E731
+        compare(symmetric, mesh, (query, value), (query_as, key_as), query_as)
+    else:
+        compare(oc_attention, mesh, (query, key, value), (query_as, key_as, key_as), query_as)
+
+
+def compare_gather(mesh, features_as, logits_as, out_as, *, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    features, logits = torch.randn(4, 8, 6, 3).to(dtype), torch.randn(4, 4, 6, 3).to(dtype)
+    compare(spatial_gather, mesh, (features, logits), (features_as, logits_as), out_as)
 
 
 def main(rank: int, store: str) -> None:
@@ -56,7 +67,15 @@ def main(rank: int, store: str) -> None:
         ):
             if dtype == torch.bfloat16 and query_as == WHOLE:
                 continue
-            compare(mesh, query_as, key_as, shared=shared, dtype=dtype)
+            compare_attention(mesh, query_as, key_as, shared=shared, dtype=dtype)
+            checked += 1
+        for features_as, logits_as, out_as in (
+            (IMAGES, IMAGES, IMAGES),
+            (WHOLE, CHANNELS, ROWS),
+            (CHANNELS, WHOLE, CHANNELS),
+            (WHOLE, WHOLE, WHOLE),
+        ):
+            compare_gather(mesh, features_as, logits_as, out_as, dtype=dtype)
             checked += 1
     # The key's gradient is a sum over ranks before anybody asks for it.
     query = distribute_tensor(torch.randn(1, 5, 4, 3), mesh, [ROWS])

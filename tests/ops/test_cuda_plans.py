@@ -60,7 +60,7 @@ def test_too_small_a_device_gets_no_plan(plan) -> None:
     assert plan(1, 64, 64, 64, 64, "tf32", limit=48 * 1024).warps > 0
 
 
-@pytest.mark.parametrize("keys", [19, 60, 150])
+@pytest.mark.parametrize("keys", [19, 60, 150, 171, 192])
 def test_few_keys_stay_in_shared_memory(plan, keys: int) -> None:
     got = plan(4, 9409, keys)
     assert got.resident
