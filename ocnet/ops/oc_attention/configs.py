@@ -264,28 +264,39 @@ _HOPPER_TF32: Table = {
     ),
 }
 
-# float32, compute capability 9.x: each operand is three bfloat16 ones on chip, so slices are short. They also
-# keep the tensor cores' own sums short, whose last bit is cut, not rounded: two steps of 16 channels
-# for each of the six products, then an addition in float32. IEEE products on the CUDA cores spill
-# thousands of bytes in the backward.
+# float32, compute capability 9.x: each operand is three bfloat16 ones on chip, so slices are short.
+# They also keep the tensor cores' own sums short, whose last bit is cut, not rounded: two steps of
+# 16 channels for each of the six products, then an addition in float32. IEEE products on the CUDA
+# cores spill thousands of bytes in the backward.
 _SHORT_SLICES = (Row(512, 512, Tile(64, 32, 32, 32, 256, warps=8, stages=2)),)
+# 256 sums spill where what they are made of is narrow
+_FEW_SUMS = Tile(64, 32, 32, 32, 128, warps=8, stages=2)
 _HOPPER_FLOAT32: Table = {
     "forward": _SHORT_SLICES,
-    "value": _SHORT_SLICES,
-    "query": _SHORT_SLICES,
-    "key": _SHORT_SLICES,
-    "both": _SHORT_SLICES,
+    "value": (Row(32, 512, _FEW_SUMS), *_SHORT_SLICES),
+    "query": (Row(512, 32, _FEW_SUMS), *_SHORT_SLICES),
+    "key": (Row(512, 32, _FEW_SUMS), *_SHORT_SLICES),
+    "both": (Row(512, 32, _FEW_SUMS), *_SHORT_SLICES),
 }
 
-# The others keep the parts of both operands in registers: 32 columns spill, up to 136 B. "both", with
-# two tiles of products, spills at 16 columns too (8 to 16 B), unless its slices are half as wide.
+# The others keep the parts of both operands in registers: beside 256 sums, 32 columns spill, up to
+# 136 B. "both", with two tiles of products, spills at 16 columns too (8 to 16 B), unless its slices
+# are half as wide.
 _FEW_COLUMNS = (Row(512, 512, Tile(64, 16, 32, 32, 256, warps=8, stages=2)),)
+_PORTABLE_FLOAT32_SUM = (Row(512, 128, _FEW_SUMS), *_FEW_COLUMNS)
 _PORTABLE_FLOAT32: Table = {
-    "forward": _FEW_COLUMNS,
-    "value": _FEW_COLUMNS,
+    "forward": _PORTABLE_FLOAT32_SUM,
+    "value": (
+        # 32 columns spill in Triton 3.6
+        Row(16, 32, Tile(64, 16, 16, 32, 32, warps=8, stages=2)),
+        *_PORTABLE_FLOAT32_SUM,
+    ),
     "query": _FEW_COLUMNS,
     "key": _FEW_COLUMNS,
-    "both": (Row(512, 512, Tile(64, 16, 16, 16, 256, warps=8, stages=2)),),
+    "both": (
+        Row(128, 512, Tile(64, 16, 32, 32, 128, warps=8, stages=2)),
+        Row(512, 512, Tile(64, 16, 16, 16, 256, warps=8, stages=2)),
+    ),
 }
 
 # TF32, every other GPU.
