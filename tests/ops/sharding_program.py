@@ -42,7 +42,10 @@ def compare_attention(mesh, query_as, key_as, *, shared: bool, dtype: torch.dtyp
     query, key = torch.randn(4, 5, 6, 3).to(dtype), torch.randn(4, 5, 4, 3).to(dtype)
     value = torch.randn(4, 7, *(query if shared else key).shape[2:]).to(dtype)
     if shared:
-        symmetric = lambda query, value: oc_attention(query, query, value)  # noqa: E731
+
+        def symmetric(query, value):
+            return oc_attention(query, query, value)
+
         compare(symmetric, mesh, (query, value), (query_as, key_as), query_as)
     else:
         compare(oc_attention, mesh, (query, key, value), (query_as, key_as, key_as), query_as)
@@ -69,6 +72,7 @@ def main(rank: int, store: str) -> None:
                 continue
             compare_attention(mesh, query_as, key_as, shared=shared, dtype=dtype)
             checked += 1
+        # Regions are channels of the logits and rows of the context.
         for features_as, logits_as, out_as in (
             (IMAGES, IMAGES, IMAGES),
             (WHOLE, CHANNELS, ROWS),
