@@ -5,6 +5,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include "oc_attention.h"
+#include "partitioned_attention.h"
 #include "spatial_gather.h"
 
 #ifdef USE_CUDA
@@ -22,6 +23,8 @@
 STABLE_TORCH_LIBRARY(OCNET_NAMESPACE, m) {
   m.def("oc_attention_fwd(Tensor query, Tensor? key, Tensor value, float scale, bool tf32, Tensor(a!) out, Tensor(b!) lse, Tensor(c!)? residual) -> ()");
   m.def("oc_attention_bwd(Tensor grad_out, Tensor query, Tensor? key, Tensor value, Tensor out, Tensor lse, Tensor? residual, float scale, bool tf32, Tensor(a!)? grad_query, Tensor(b!)? grad_key, Tensor(c!)? grad_value) -> ()");
+  m.def("partitioned_attention_fwd(Tensor[] query, Tensor[] key, Tensor[] value, int[] partition, float scale, bool tf32, Tensor(a!)[] out, Tensor(b!)[] lse, Tensor(c!)[] residual) -> ()");
+  m.def("partitioned_attention_bwd(Tensor[] grad_out, Tensor[] query, Tensor[] key, Tensor[] value, Tensor[] out, Tensor[] lse, Tensor[] residual, int[] partition, float scale, bool tf32, Tensor(a!)[] grad_query, Tensor(b!)[] grad_key, Tensor(c!)[] grad_value) -> ()");
   m.def("spatial_gather_fwd(Tensor features, Tensor logits, float scale, bool tf32, Tensor(a!) out, Tensor(b!) lse, Tensor(c!)? residual) -> ()");
   m.def("spatial_gather_bwd(Tensor grad_out, Tensor features, Tensor logits, Tensor out, Tensor lse, Tensor? residual, float scale, bool tf32, Tensor(a!)? grad_features, Tensor(b!)? grad_logits) -> ()");
 }
@@ -30,6 +33,8 @@ STABLE_TORCH_LIBRARY(OCNET_NAMESPACE, m) {
 STABLE_TORCH_LIBRARY_IMPL(OCNET_NAMESPACE, OCNET_KEY, m) {
   m.impl("oc_attention_fwd", TORCH_BOX(&ocnet::oc_attention_fwd));
   m.impl("oc_attention_bwd", TORCH_BOX(&ocnet::oc_attention_bwd));
+  m.impl("partitioned_attention_fwd", TORCH_BOX(&ocnet::partitioned_attention_fwd));
+  m.impl("partitioned_attention_bwd", TORCH_BOX(&ocnet::partitioned_attention_bwd));
   m.impl("spatial_gather_fwd", TORCH_BOX(&ocnet::spatial_gather_fwd));
   m.impl("spatial_gather_bwd", TORCH_BOX(&ocnet::spatial_gather_bwd));
 }

@@ -20,6 +20,7 @@
 #include <algorithm>
 #include <optional>
 
+#include "calls.h"
 #include "few_keys.h"
 #include "kernels.h"
 #include "matrix.h"
@@ -278,36 +279,27 @@ struct Gradients {
 };
 
 template <typename T, typename Element>
-void backward(const torch::stable::Tensor& grad_out, const torch::stable::Tensor& query,
-              const std::optional<torch::stable::Tensor>& key, const torch::stable::Tensor& value,
-              const torch::stable::Tensor& out, const torch::stable::Tensor& lse,
-              const std::optional<torch::stable::Tensor>& residual, double scale,
-              const std::optional<torch::stable::Tensor>& grad_query,
-              const std::optional<torch::stable::Tensor>& grad_key,
-              const std::optional<torch::stable::Tensor>& grad_value) {
-  const bool with_gradient = grad_query || grad_key, with_values = grad_value.has_value();
+void backward(const BackwardCall<T, Element>& call) {
+  const bool with_gradient = call.with_gradient(), with_values = call.grad_value.has_value();
   if (!with_gradient && !with_values) {
     return;
   }
-  if (key && key->size(1) <= kStream) {
-    few_backward<T, Element>(
-        grad_out, query, *key, value, scale,
-        {maybe_matrices<Element>(grad_query), maybe_matrices<Element>(grad_key),
-         maybe_matrices<Element>(grad_value)});
+  if (call.key && call.key->tokens <= kStream) {
+    few_backward(call);
     return;
   }
   const Kernels<T>& run = kernels_for<T, Element>();
-  const auto q = matrices<const Element>(query), g = matrices<const Element>(grad_out);
-  const auto k = key ? matrices<const Element>(*key) : q, v = matrices<const Element>(value);
-  const int64_t batches = query.size(0);
-  const RowStatistics<T, Element> rows(matrices<const Element>(out),
-                                       maybe_matrices<const Element>(residual), g, lse);
+  const bool shared = !call.key;
+  const auto &q = call.query, &k = shared ? call.query : *call.key;
+  const int64_t batches = call.batches;
+  const RowStatistics<T, Element> rows(call.out, call.residual, call.grad_out, call.lse, call.like,
+                                       batches);
   const int64_t query_capacity = block_capacity(q.tokens);
   const int64_t key_capacity = block_capacity(k.tokens);
-  const Schedule schedule(!key, ceil_div(q.tokens, query_capacity),
+  const Schedule schedule(shared, ceil_div(q.tokens, query_capacity),
                           ceil_div(k.tokens, key_capacity));
   const int64_t at_once = batches_at_once(batches, schedule.most_tasks());
-  Workspace<T> workspace(query);
+  Workspace<T> workspace(call.like);
   const auto packed = [&](const Matrices<const Element>& from, int64_t capacity) {
     return Packed<T, Element>(workspace, run, from, capacity, at_once);
   };
@@ -318,27 +310,26 @@ void backward(const torch::stable::Tensor& grad_out, const torch::stable::Tensor
                   : std::nullopt;
   };
   Side<T, Element> queries{packed(q, query_capacity), {}, {}, {}, {}};
-  queries.grad_out.emplace(packed(g, query_capacity));
+  queries.grad_out.emplace(packed(call.grad_out, query_capacity));
   queries.feature_sums =
-      sums(grad_query.has_value(), queries.features, q.channels, schedule.query_copies());
+      sums(call.grad_query.has_value(), queries.features, q.channels, schedule.query_copies());
   std::optional<Side<T, Element>> others;
-  if (key) {
+  if (!shared) {
     others.emplace(Side<T, Element>{packed(k, key_capacity), {}, {}, {}, {}});
     others->feature_sums =
-        sums(grad_key.has_value(), others->features, k.channels, schedule.key_copies());
+        sums(call.grad_key.has_value(), others->features, k.channels, schedule.key_copies());
   }
-  Side<T, Element>& keys = key ? *others : queries;
+  Side<T, Element>& keys = shared ? queries : *others;
   if (with_gradient) {
-    keys.value.emplace(packed(v, key_capacity));
+    keys.value.emplace(packed(call.value, key_capacity));
   }
-  keys.value_sums = sums(with_values, keys.features, v.channels, schedule.key_copies());
+  keys.value_sums = sums(with_values, keys.features, call.value.channels, schedule.key_copies());
   workspace.allocate();
-  const Backward<T, Element> work{run,     !key, with_gradient, with_values,
-                                  queries, keys, rows,          static_cast<T>(scale)};
-  const Gradients<T, Element> gradients{work, maybe_matrices<Element>(grad_query),
-                                        maybe_matrices<Element>(grad_key),
-                                        maybe_matrices<Element>(grad_value), schedule};
-  gradients.execute(query, batches, at_once);
+  const Backward<T, Element> work{run,     shared, with_gradient, with_values,
+                                  queries, keys,   rows,          call.scale};
+  const Gradients<T, Element> gradients{work, call.grad_query, call.grad_key, call.grad_value,
+                                        schedule};
+  gradients.execute(call.like, batches, at_once);
 }
 
 }  // namespace ocnet::cpu

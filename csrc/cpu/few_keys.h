@@ -17,6 +17,7 @@
 #include <optional>
 #include <type_traits>
 
+#include "calls.h"
 #include "kernels.h"
 #include "matrix.h"
 #include "packed.h"
@@ -89,7 +90,7 @@ struct FewKeys {
   // Whether register blocks and whole panels may be read from, or written to, a matrix itself.
   template <typename Any>
   bool in_place(const Matrices<Any>& matrix, const QueryBlock& block) const {
-    return std::is_same_v<Element, T> && matrix.channel_stride == 1 &&
+    return std::is_same_v<Element, T> && matrix.groups == nullptr && matrix.channel_stride == 1 &&
            matrix.channels % run.columns == 0 && block.count >= run.rows;
   }
   Rows<T> in_memory(T* memory) const { return {memory, {run.columns, kResident * run.columns}}; }
@@ -195,35 +196,27 @@ struct FewTasks {
 };
 
 template <typename T, typename Element>
-void few_forward(const torch::stable::Tensor& query, const torch::stable::Tensor& key,
-                 const torch::stable::Tensor& value, double scale, const torch::stable::Tensor& out,
-                 const torch::stable::Tensor& lse,
-                 const std::optional<torch::stable::Tensor>& residual) {
+void few_forward(const ForwardCall<T, Element>& call) {
   const Kernels<T>& run = kernels<T>();
-  const auto q = matrices<const Element>(query);
-  const auto to = matrices<Element>(out);
-  const auto rest = maybe_matrices<Element>(residual);
-  const FewKeys<T, Element> few{run, key.size(1)};
-  const FewTasks tasks{query.size(0), few.blocks(q.tokens)};
-  Workspace<T> workspace(query);
-  const FewTokens<T, Element> keys(workspace, run, matrices<const Element>(key), tasks.items(),
-                                   true, false);
-  const FewTokens<T, Element> values(workspace, run, matrices<const Element>(value), tasks.items(),
-                                     false, true);
+  const auto &q = call.query, &to = call.out;
+  const FewKeys<T, Element> few{run, call.key->tokens};
+  const FewTasks tasks{call.batches, few.blocks(q.tokens)};
+  Workspace<T> workspace(call.like);
+  const FewTokens<T, Element> keys(workspace, run, *call.key, tasks.items(), true, false);
+  const FewTokens<T, Element> values(workspace, run, call.value, tasks.items(), false, true);
   workspace.allocate();
   const int64_t rows_size = std::max(few.rows_size(q.channels), few.rows_size(to.channels));
   const int64_t scratch_size = few.tile_size() + rows_size + 2 * kResident;
-  const Buffer<T> scratch(query, tasks.workers() * scratch_size);
-  T* const log_sums = static_cast<T*>(lse.data_ptr());
+  const Buffer<T> scratch(call.like, tasks.workers() * scratch_size);
   const auto attend = [&](const QueryBlock& block, T* tile) {
     T* const rows = tile + few.tile_size();
     T* const maximum = rows + rows_size;
     T* const total = maximum + kResident;
-    few.multiply(block, few.read(q, block, rows), keys, static_cast<T>(scale), tile);
+    few.multiply(block, few.read(q, block, rows), keys, call.scale, tile);
     run.few_softmax(tile, block.count, few.keys, maximum, total);
-    few.write(block, tile, values, T(1), to, rest, rows);
+    few.write(block, tile, values, T(1), to, call.residual, rows);
     for (int64_t row = 0; row < block.count; ++row) {
-      log_sums[block.batch * q.tokens + block.start + row] = maximum[row] + std::log(total[row]);
+      *call.lse.at(block.batch, block.start + row) = maximum[row] + std::log(total[row]);
     }
   };
   tasks.run(
@@ -240,23 +233,15 @@ void few_forward(const torch::stable::Tensor& query, const torch::stable::Tensor
       [](int64_t, int64_t, int64_t) {});
 }
 
-// Where the gradients go that are wanted.
-template <typename Element>
-struct FewGradients {
-  std::optional<Matrices<Element>> query, key, value;
-};
-
 template <typename T, typename Element>
 struct FewBackward {
   FewKeys<T, Element> few;
-  Matrices<const Element> query, grad_out;
-  T scale;
-  FewGradients<Element> gradients;
+  const BackwardCall<T, Element>& call;
   const FewTokens<T, Element>&keys, &values;
   const std::optional<Sums<T>>&key_sums, &value_sums;
 
   int64_t rows_size() const {
-    return std::max(few.rows_size(query.channels), few.rows_size(grad_out.channels));
+    return std::max(few.rows_size(call.query.channels), few.rows_size(call.grad_out.channels));
   }
   int64_t scratch_size() const { return 2 * few.tile_size() + 3 * rows_size() + 2 * kResident; }
 
@@ -267,14 +252,14 @@ struct FewBackward {
     T* const gradient = weights + few.tile_size();
     T* const rows = gradient + few.tile_size();
     T* const statistics = rows + 3 * rows_size();
-    const auto queries = few.read(query, at, rows);
-    const auto grads = few.read(grad_out, at, rows + rows_size());
-    few.multiply(at, queries, keys, scale, weights);
+    const auto queries = few.read(call.query, at, rows);
+    const auto grads = few.read(call.grad_out, at, rows + rows_size());
+    few.multiply(at, queries, keys, call.scale, weights);
     few.run.few_softmax(weights, at.count, few.keys, statistics, statistics + kResident);
     if (value_sums) {
       few.reduce(at, weights, grads, copy, *value_sums);
     }
-    if (!gradients.query && !gradients.key) {
+    if (!call.with_gradient()) {
       return;
     }
     few.multiply(at, grads, values, T(1), gradient);
@@ -282,8 +267,9 @@ struct FewBackward {
     if (key_sums) {
       few.reduce(at, gradient, queries, copy, *key_sums);
     }
-    if (gradients.query) {
-      few.write(at, gradient, keys, scale, *gradients.query, std::nullopt, rows + 2 * rows_size());
+    if (call.grad_query) {
+      few.write(at, gradient, keys, call.scale, *call.grad_query, std::nullopt,
+                rows + 2 * rows_size());
     }
   }
 
@@ -303,9 +289,9 @@ struct FewBackward {
   void finish(int64_t batch, int64_t item, int64_t panel) const {
     const int64_t of_keys = key_sums ? key_sums->panels() : 0;
     if (panel < of_keys) {
-      finish(batch, item, panel, *key_sums, *gradients.key, scale);
+      finish(batch, item, panel, *key_sums, *call.grad_key, call.scale);
     } else {
-      finish(batch, item, panel - of_keys, *value_sums, *gradients.value, T(1));
+      finish(batch, item, panel - of_keys, *value_sums, *call.grad_value, T(1));
     }
   }
 
@@ -321,41 +307,30 @@ struct FewBackward {
 };
 
 template <typename T, typename Element>
-void few_backward(const torch::stable::Tensor& grad_out, const torch::stable::Tensor& query,
-                  const torch::stable::Tensor& key, const torch::stable::Tensor& value,
-                  double scale, const FewGradients<Element>& gradients) {
+void few_backward(const BackwardCall<T, Element>& call) {
   const Kernels<T>& run = kernels<T>();
-  const FewKeys<T, Element> few{run, key.size(1)};
-  const int64_t tokens = query.size(1), blocks = few.blocks(tokens);
+  const FewKeys<T, Element> few{run, call.key->tokens};
+  const int64_t tokens = call.query.tokens, blocks = few.blocks(tokens);
   // Enough copies for many cores, of enough queries each that the copies are a small part of it
   // all.
   const int64_t chunk = std::max(ceil_div(4 * few.keys, kResident), ceil_div(blocks, 16));
-  const FewTasks tasks{query.size(0), ceil_div(blocks, chunk)};
-  const bool with_gradient = gradients.query || gradients.key;
-  Workspace<T> workspace(query);
-  const FewTokens<T, Element> keys(workspace, run, matrices<const Element>(key), tasks.items(),
-                                   true, gradients.query.has_value());
-  const FewTokens<T, Element> values(workspace, run, matrices<const Element>(value), tasks.items(),
-                                     with_gradient, false);
+  const FewTasks tasks{call.batches, ceil_div(blocks, chunk)};
+  Workspace<T> workspace(call.like);
+  const FewTokens<T, Element> keys(workspace, run, *call.key, tasks.items(), true,
+                                   call.grad_query.has_value());
+  const FewTokens<T, Element> values(workspace, run, call.value, tasks.items(),
+                                     call.with_gradient(), false);
   std::optional<Sums<T>> key_sums, value_sums;
   const int64_t rows = round_up(few.keys, run.rows);
-  if (gradients.key) {
+  if (call.grad_key) {
     key_sums.emplace(workspace, run, rows, 1, keys.channels(), tasks.items(), tasks.parts);
   }
-  if (gradients.value) {
+  if (call.grad_value) {
     value_sums.emplace(workspace, run, rows, 1, values.channels(), tasks.items(), tasks.parts);
   }
   workspace.allocate();
-  const FewBackward<T, Element> pass{few,
-                                     matrices<const Element>(query),
-                                     matrices<const Element>(grad_out),
-                                     static_cast<T>(scale),
-                                     gradients,
-                                     keys,
-                                     values,
-                                     key_sums,
-                                     value_sums};
-  const Buffer<T> scratch(query, tasks.workers() * pass.scratch_size());
+  const FewBackward<T, Element> pass{few, call, keys, values, key_sums, value_sums};
+  const Buffer<T> scratch(call.like, tasks.workers() * pass.scratch_size());
   tasks.run(
       pass.panels(),
       [&](int64_t batch, int64_t item) {

@@ -10,6 +10,7 @@
 #include <limits>
 #include <optional>
 
+#include "calls.h"
 #include "few_keys.h"
 #include "kernels.h"
 #include "matrix.h"
@@ -25,7 +26,7 @@ template <typename T, typename Element>
 struct ForwardResults {
   Matrices<Element> out;
   std::optional<Matrices<Element>> residual;
-  T* lse;
+  Matrices<T> lse;
 
   // Writes `count` rows from their sums, maxima and totals.
   void write(const Kernels<T>& run, int64_t batch, int64_t start, int64_t count, const T* sums,
@@ -40,7 +41,7 @@ struct ForwardResults {
       });
     }
     for (int64_t row = 0; row < count; ++row) {
-      lse[batch * out.tokens + start + row] = maximum[row] + std::log(total[row]);
+      *lse.at(batch, start + row) = maximum[row] + std::log(total[row]);
     }
   }
 };
@@ -94,14 +95,15 @@ struct Forward {
   // The queries themselves as a right operand: panels of tokens.
   void pack_right(int64_t batch, int64_t start, int64_t used, T* target) const {
     const int64_t per_unit = run.per_unit, channels = query.channels;
+    const TokenRange<const Element> tokens(query, batch, start);
     const Units units{keys.depth(),
                       used,
-                      per_unit * query.channel_stride,
-                      query.token_stride,
+                      {per_unit * query.channel_stride},
+                      tokens.steps,
                       query.channel_stride,
                       channels % per_unit ? channels / per_unit : -1,
                       -1};
-    pack_units(run, query.at(batch, start), units, keys.width(), target);
+    pack_units(run, tokens.source, units, keys.width(), target);
   }
 };
 
@@ -197,24 +199,24 @@ struct SharedForward {
 };
 
 template <typename T, typename Element>
-void shared_forward(const torch::stable::Tensor& query, const torch::stable::Tensor& value,
-                    double scale, const ForwardResults<T, Element>& results) {
+void shared_forward(const ForwardCall<T, Element>& call,
+                    const ForwardResults<T, Element>& results) {
   const Kernels<T>& run = kernels_for<T, Element>();
-  const auto tokens = matrices<const Element>(query), v = matrices<const Element>(value);
-  const int64_t batches = query.size(0), capacity = block_capacity(tokens.tokens);
+  const auto &tokens = call.query, &v = call.value;
+  const int64_t batches = call.batches, capacity = block_capacity(tokens.tokens);
   const int64_t blocks = ceil_div(tokens.tokens, capacity);
   const Schedule schedule(true, blocks, blocks);
   const int64_t at_once = batches_at_once(batches, schedule.most_tasks());
-  Workspace<T> workspace(query);
+  Workspace<T> workspace(call.like);
   const Packed<T, Element> features(workspace, run, tokens, capacity, at_once);
   const Packed<T, Element> values(workspace, run, v, capacity, at_once);
   const Sums<T> sums(workspace, run, capacity, blocks, v.channels, at_once, 1);
   workspace.allocate();
-  const Buffer<T> statistics(query, at_once * blocks * 2 * capacity);
-  const SharedForward<T, Element> pass{
-      run, features, values, sums, results, static_cast<T>(scale), statistics.data()};
+  const Buffer<T> statistics(call.like, at_once * blocks * 2 * capacity);
+  const SharedForward<T, Element> pass{run,     features,   values,           sums,
+                                       results, call.scale, statistics.data()};
   const int64_t workers = worker_count(at_once * schedule.most_tasks());
-  const Buffer<T> scratch(query, workers * pass.scratch_size());
+  const Buffer<T> scratch(call.like, workers * pass.scratch_size());
   for (int64_t first = 0; first < batches; first += at_once) {
     const int64_t here = std::min(at_once, batches - first), tasks = here * blocks;
     run_tasks(tasks, worker_count(tasks), [&](int64_t, int64_t index) {
@@ -230,31 +232,26 @@ void shared_forward(const torch::stable::Tensor& query, const torch::stable::Ten
 }
 
 template <typename T, typename Element>
-void forward(const torch::stable::Tensor& query, const std::optional<torch::stable::Tensor>& key,
-             const torch::stable::Tensor& value, double scale, const torch::stable::Tensor& out,
-             const torch::stable::Tensor& lse,
-             const std::optional<torch::stable::Tensor>& residual) {
-  const ForwardResults<T, Element> results{
-      matrices<Element>(out), maybe_matrices<Element>(residual), static_cast<T*>(lse.data_ptr())};
-  if (!key) {
-    shared_forward<T, Element>(query, value, scale, results);
+void forward(const ForwardCall<T, Element>& call) {
+  const ForwardResults<T, Element> results{call.out, call.residual, call.lse};
+  if (!call.key) {
+    shared_forward(call, results);
     return;
   }
-  if (key->size(1) <= kStream) {
-    few_forward<T, Element>(query, *key, value, scale, out, lse, residual);
+  if (call.key->tokens <= kStream) {
+    few_forward(call);
     return;
   }
   const Kernels<T>& run = kernels_for<T, Element>();
-  const auto queries = matrices<const Element>(query);
-  const int64_t batches = query.size(0), blocks = ceil_div(queries.tokens, kResident);
+  const int64_t batches = call.batches, blocks = ceil_div(call.query.tokens, kResident);
   const int64_t at_once = batches_at_once(batches, blocks);
-  Workspace<T> workspace(query);
-  const Packed<T, Element> keys(workspace, run, matrices<const Element>(*key), kStream, at_once);
-  const Packed<T, Element> values(workspace, run, matrices<const Element>(value), kStream, at_once);
+  Workspace<T> workspace(call.like);
+  const Packed<T, Element> keys(workspace, run, *call.key, kStream, at_once);
+  const Packed<T, Element> values(workspace, run, call.value, kStream, at_once);
   workspace.allocate();
-  const Forward<T, Element> pass{run, queries, keys, values, results, static_cast<T>(scale)};
+  const Forward<T, Element> pass{run, call.query, keys, values, results, call.scale};
   const int64_t workers = worker_count(at_once * std::max(keys.blocks(), blocks));
-  const Buffer<T> scratch(query, workers * pass.scratch_size());
+  const Buffer<T> scratch(call.like, workers * pass.scratch_size());
   for (int64_t first = 0; first < batches; first += at_once) {
     const int64_t here = std::min(at_once, batches - first);
     run_tasks(here * keys.blocks(), workers, [&](int64_t, int64_t index) {

@@ -7,7 +7,7 @@
 #include <limits>
 #include <utility>
 
-#include "matrix.h"
+#include "numbers.h"
 
 #if defined(__GNUC__) || defined(__clang__)
 #define OCNET_VECTORS 1

@@ -3,56 +3,60 @@
 #pragma once
 
 #include <cstdint>
-#include <cstring>
 
-#include <torch/headeronly/util/BFloat16.h>
-#include <torch/headeronly/util/Half.h>
+#include "groups.h"
+#include "numbers.h"
 
 namespace ocnet::cpu {
 
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
-
-inline double widen(double value) { return value; }
-
-inline float widen(float value) { return value; }
-
-inline float from_bits(uint32_t bits) {
-  float value;
-  std::memcpy(&value, &bits, sizeof(value));
-  return value;
-}
-
-inline uint32_t to_bits(float value) {
-  uint32_t bits;
-  std::memcpy(&bits, &value, sizeof(bits));
-  return bits;
-}
-
-inline float widen(c10::BFloat16 value) { return from_bits(uint32_t{value.x} << 16); }
-
-// From the bits of a number of IEEE's 16-bit format.
-inline float widen_half(uint32_t value) {
-  // Shifted into place, the exponent is 112 too small; one exact product repairs it, for subnormals
-  // too. No branch, so that loops over this become vector code.
-  const uint32_t magnitude = value & 0x7fffu;
-  const float scaled = from_bits(magnitude << 13) * from_bits((127u + 112u) << 23);
-  const uint32_t special = magnitude >= 0x7c00u ? 0x7f800000u : 0u;
-  return from_bits(to_bits(scaled) | special | (value & 0x8000u) << 16);
-}
-
-inline float widen(c10::Half value) { return widen_half(value.x); }
-
-// A batch of token matrices with the strides of the tensor, in elements.
+// A batch of token matrices with the strides of the tensor, in elements. Batch items are images, or
+// the groups of each image, whose tokens are where `groups` has them.
 template <typename Element>
 struct Matrices {
   Element* data;
   int64_t tokens, channels;
-  int64_t batch_stride, token_stride, channel_stride;
+  int64_t image_stride, token_stride, channel_stride;
+  const Groups* groups = nullptr;
 
+  // The first token of a batch item.
+  Element* first(int64_t batch) const {
+    if (groups == nullptr) {
+      return data + batch * image_stride;
+    }
+    const int64_t image = batch / groups->count();
+    return data + image * image_stride +
+           groups->origin(batch - image * groups->count()) * token_stride;
+  }
+  // How far a token is from the first one, in tokens of the map.
+  int64_t place(int64_t token) const { return groups == nullptr ? token : groups->places()[token]; }
   Element* at(int64_t batch, int64_t token) const {
-    return data + batch * batch_stride + token * token_stride;
+    return first(batch) + place(token) * token_stride;
+  }
+};
+
+// One axis of a matrix, as it is walked along: position i is at places[i] * stride, or at i *
+// stride where neighbours are equally far apart.
+struct Steps {
+  int64_t stride;
+  const int32_t* places = nullptr;
+
+  int64_t operator[](int64_t i) const { return (places == nullptr ? i : places[i]) * stride; }
+  // Whether `count` positions from `first` on are side by side.
+  bool adjacent(int64_t first, int64_t count) const {
+    return stride == 1 &&
+           (places == nullptr || places[first + count - 1] == places[first] + count - 1);
+  }
+};
+
+// The tokens from one on of a batch item: where the first is looked up from, and how.
+template <typename Element>
+struct TokenRange {
+  Element* source;
+  Steps steps;
+
+  TokenRange(const Matrices<Element>& from, int64_t batch, int64_t token)
+      : source(from.groups == nullptr ? from.at(batch, token) : from.first(batch)),
+        steps{from.token_stride, from.groups == nullptr ? nullptr : from.groups->places() + token} {
   }
 };
 

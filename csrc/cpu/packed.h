@@ -34,11 +34,13 @@ const Kernels<T>& kernels_for() {
   return kernels<T>();
 }
 
-// Units of a matrix: unit (row, column) begins at row * row_stride + column * column_stride, and
-// its second number, if units are pairs, is `pair` further. Only in row `half_row` or column
-// `half_column` there is no second number.
+// Units of a matrix: unit (i, j) begins at row[i] + column[j], and its second number, if units are
+// pairs, is `pair` further. Only in row `half_row` or column `half_column` there is no second
+// number.
 struct Units {
-  int64_t rows, columns, row_stride, column_stride, pair;
+  int64_t rows, columns;
+  Steps row, column;
+  int64_t pair;
   int64_t half_row = -1, half_column = -1;
 };
 
@@ -48,8 +50,7 @@ enum class Unit { kNumber, kPair, kBits };
 
 // A unit as it goes through the kernels' transpose, which moves bits and does not look at them.
 template <typename T, Unit Kind, typename Element>
-T read_unit(const Element* source, const Units& units, int64_t row, int64_t column) {
-  const Element* const first = source + row * units.row_stride + column * units.column_stride;
+T read_unit(const Element* first, const Units& units, int64_t row, int64_t column) {
   if constexpr (Kind == Unit::kPair) {
     const bool alone = row == units.half_row || column == units.half_column;
     const uint32_t second = alone ? 0 : first[units.pair].x;
@@ -77,9 +78,11 @@ void pack_rows(int64_t width, const Element* source, const Units& units, int64_t
   for (int64_t row = 0; row < units.rows; ++row) {
     for (int64_t start = 0; start < units.columns; start += width) {
       const int64_t used = std::min(width, units.columns - start);
+      const Element* const from = source + units.row[row];
       Target* const to = target + start * capacity + row * width;
       for (int64_t column = 0; column < used; ++column) {
-        to[column] = stored<Target>(read_unit<T, Kind>(source, units, row, start + column));
+        const Element* const unit = from + units.column[start + column];
+        to[column] = stored<Target>(read_unit<T, Kind>(unit, units, row, start + column));
       }
       std::fill(to + used, to + width, Target(0));
     }
@@ -87,6 +90,23 @@ void pack_rows(int64_t width, const Element* source, const Units& units, int64_t
   for (int64_t start = 0; start < units.columns; start += width) {
     std::fill(target + start * capacity + units.rows * width, target + (start + width) * capacity,
               Target(0));
+  }
+}
+
+// Units of one column, from row `first` on.
+template <Unit Kind, typename T, typename Element>
+void read_column(const Element* source, const Units& units, int64_t first, int64_t count,
+                 int64_t column, T* target) {
+  source += units.column[column];
+  if (Kind != Unit::kPair && units.row.adjacent(first, count)) {
+    source += units.row[first];
+    for (int64_t row = 0; row < count; ++row) {
+      target[row] = read_unit<T, Kind>(source + row, units, 0, 0);
+    }
+    return;
+  }
+  for (int64_t row = 0; row < count; ++row) {
+    target[row] = read_unit<T, Kind>(source + units.row[first + row], units, first + row, column);
   }
 }
 
@@ -103,8 +123,8 @@ void pack_squares(const Kernels<T>& run, const Element* source, const Units& uni
       const bool whole = used == width && here == width;
       Target* const to = target + start * capacity + first * width;
       if constexpr (Kind == Unit::kNumber && std::is_same_v<Element, T>) {
-        if (whole && units.row_stride == 1) {
-          run.transpose(source + first + start * units.column_stride, units.column_stride, to,
+        if (whole && units.column.places == nullptr && units.row.adjacent(first, width)) {
+          run.transpose(source + units.row[first] + units.column[start], units.column.stride, to,
                         width);
           continue;
         }
@@ -112,10 +132,9 @@ void pack_squares(const Kernels<T>& run, const Element* source, const Units& uni
       if (!whole) {
         std::fill(block, block + width * width, T(0));
       }
-      for (int64_t column = 0; column < used; ++column) {
-        for (int64_t row = 0; row < here; ++row) {
-          block[column * width + row] =
-              read_unit<T, Kind>(source, units, first + row, start + column);
+      if (here > 0) {
+        for (int64_t column = 0; column < used; ++column) {
+          read_column<Kind>(source, units, first, here, start + column, block + column * width);
         }
       }
       run.transpose(block, width, last, width);
@@ -128,7 +147,7 @@ void pack_squares(const Kernels<T>& run, const Element* source, const Units& uni
 template <Unit Kind, typename T, typename Element, typename Target>
 void pack_panels(const Kernels<T>& run, const Element* source, const Units& units, int64_t capacity,
                  Target* target) {
-  if (units.column_stride <= units.row_stride) {
+  if (units.column.stride <= units.row.stride) {
     pack_rows<Kind, T>(run.columns, source, units, capacity, target);
   } else {
     pack_squares<Kind>(run, source, units, capacity, target);
@@ -152,16 +171,18 @@ void pack_units(const Kernels<T>& run, const Element* source, const Units& units
 template <typename T, typename Element>
 void pack_by_token(const Kernels<T>& run, const Matrices<const Element>& from, int64_t batch,
                    int64_t token, int64_t count, T* target) {
-  const Units units{from.channels, count, from.channel_stride, from.token_stride, 0};
-  pack_panels<Unit::kNumber>(run, from.at(batch, token), units, from.channels, target);
+  const TokenRange<const Element> tokens(from, batch, token);
+  const Units units{from.channels, count, {from.channel_stride}, tokens.steps, 0};
+  pack_panels<Unit::kNumber>(run, tokens.source, units, from.channels, target);
 }
 
 // The same as panels of channels with a row for every token, and 0 in further rows.
 template <typename T, typename Element>
 void pack_by_channel(const Kernels<T>& run, const Matrices<const Element>& from, int64_t batch,
                      int64_t token, int64_t count, int64_t rows, T* target) {
-  const Units units{count, from.channels, from.token_stride, from.channel_stride, 0};
-  pack_panels<Unit::kNumber>(run, from.at(batch, token), units, rows, target);
+  const TokenRange<const Element> tokens(from, batch, token);
+  const Units units{count, from.channels, tokens.steps, {from.channel_stride}, 0};
+  pack_panels<Unit::kNumber>(run, tokens.source, units, rows, target);
 }
 
 struct Range {
@@ -223,21 +244,21 @@ class Packed {
   // Packs one block of batch item `batch` as item `item` here.
   void pack(int64_t batch, int64_t item, int64_t block) const {
     const int64_t per_unit = run_.per_unit, channels = from_.channels;
-    const Element* const source = from_.at(batch, block * capacity_);
+    const TokenRange<const Element> tokens(from_, batch, block * capacity_);
     const Units units{count(block),
                       depth(),
-                      from_.token_stride,
-                      per_unit * from_.channel_stride,
+                      tokens.steps,
+                      {per_unit * from_.channel_stride},
                       from_.channel_stride,
                       -1,
                       channels % per_unit ? channels / per_unit : -1};
     if constexpr (kNarrow) {
       if (narrow()) {
-        pack_panels<Unit::kBits>(run_, source, units, capacity_, bits(item, block));
+        pack_panels<Unit::kBits>(run_, tokens.source, units, capacity_, bits(item, block));
         return;
       }
     }
-    pack_units(run_, source, units, capacity_, at(item, block));
+    pack_units(run_, tokens.source, units, capacity_, at(item, block));
   }
 
   // The tokens from `start` on of one block as a right operand of kResident tokens.
@@ -316,13 +337,15 @@ void unpack(const Kernels<T>& run, const T* sums, const Panels& panels, const Ma
             int64_t batch, int64_t token, int64_t count, const Convert& convert) {
   const int64_t width = run.columns;
   alignas(64) T block[kMaxPanel * kMaxPanel];
-  Element* target = to.at(batch, token);
+  const TokenRange<Element> tokens(to, batch, token);
+  Element* target = tokens.source;
   for (int64_t start = 0; start < to.channels; start += width) {
     const int64_t used = std::min(width, to.channels - start);
     if (to.channel_stride <= to.token_stride) {
       for (int64_t row = 0; row < count; ++row) {
+        Element* const to_row = target + tokens.steps[row];
         for (int64_t column = 0; column < used; ++column) {
-          target[row * to.token_stride + column * to.channel_stride] =
+          to_row[column * to.channel_stride] =
               static_cast<Element>(convert(row, sums[row * panels.row + column]));
         }
       }
@@ -342,7 +365,7 @@ void unpack(const Kernels<T>& run, const T* sums, const Panels& panels, const Ma
         for (int64_t column = 0; column < used; ++column) {
           Element* const to_column = target + column * to.channel_stride;
           for (int64_t row = 0; row < here; ++row) {
-            to_column[(first + row) * to.token_stride] =
+            to_column[tokens.steps[first + row]] =
                 static_cast<Element>(convert(first + row, block[column * width + row]));
           }
         }

@@ -22,14 +22,15 @@ class RowStatistics {
  public:
   RowStatistics(const Matrices<const Element>& out,
                 const std::optional<Matrices<const Element>>& residual,
-                const Matrices<const Element>& grad_out, const torch::stable::Tensor& forward_lse)
+                const Matrices<const Element>& grad_out, const Matrices<const T>& forward_lse,
+                const torch::stable::Tensor& like, int64_t batches)
       : out_(out),
         residual_(residual),
         grad_out_(grad_out),
-        given_(static_cast<const T*>(forward_lse.data_ptr())),
+        given_(forward_lse),
         stride_(round_up(out.tokens, kResident)),
-        lse_(forward_lse, forward_lse.size(0) * stride_),
-        delta_(forward_lse, forward_lse.size(0) * stride_) {}
+        lse_(like, batches * stride_),
+        delta_(like, batches * stride_) {}
 
   // NaN where the forward row has no finite sum: every weight of such a row is NaN.
   T* lse(int64_t batch, int64_t token) const { return lse_.data() + batch * stride_ + token; }
@@ -51,10 +52,12 @@ class RowStatistics {
     const int64_t size = run.columns * out_.channels;
     T* const right = left + size;
     T* const rest = right + size;
-    const T* const given = given_ + batch * out_.tokens + start;
-    std::transform(given, given + used, lse(batch, start), [](T value) {
-      return std::isfinite(value) ? value : std::numeric_limits<T>::quiet_NaN();
-    });
+    const TokenRange<const T> given(given_, batch, start);
+    T* const target = lse(batch, start);
+    for (int64_t token = 0; token < used; ++token) {
+      const T value = given.source[given.steps[token]];
+      target[token] = std::isfinite(value) ? value : std::numeric_limits<T>::quiet_NaN();
+    }
     pack_by_token(run, grad_out_, batch, start, used, left);
     pack_by_token(run, out_, batch, start, used, right);
     if (residual_) {
@@ -76,7 +79,7 @@ class RowStatistics {
   Matrices<const Element> out_;
   std::optional<Matrices<const Element>> residual_;
   Matrices<const Element> grad_out_;
-  const T* given_;
+  Matrices<const T> given_;
   int64_t stride_;
   Buffer<T> lse_, delta_;
 };

@@ -99,19 +99,33 @@ class FlushSubnormals {
 };
 
 template <typename Element>
-Matrices<Element> matrices(const torch::stable::Tensor& tensor) {
+Matrices<Element> matrices(const torch::stable::Tensor& tensor, const Groups* groups = nullptr) {
   return {static_cast<Element*>(tensor.data_ptr()),
-          tensor.size(1),
+          groups == nullptr ? tensor.size(1) : groups->tokens(),
           tensor.size(2),
           tensor.stride(0),
           tensor.stride(1),
-          tensor.stride(2)};
+          tensor.stride(2),
+          groups};
 }
 
 template <typename Element>
-std::optional<Matrices<Element>> maybe_matrices(
-    const std::optional<torch::stable::Tensor>& tensor) {
-  return tensor ? std::optional<Matrices<Element>>(matrices<Element>(*tensor)) : std::nullopt;
+std::optional<Matrices<Element>> maybe_matrices(const std::optional<torch::stable::Tensor>& tensor,
+                                                const Groups* groups = nullptr) {
+  return tensor ? std::optional<Matrices<Element>>(matrices<Element>(*tensor, groups))
+                : std::nullopt;
+}
+
+// One number for each token.
+template <typename T>
+Matrices<T> numbers(const torch::stable::Tensor& tensor, const Groups* groups = nullptr) {
+  return {static_cast<T*>(tensor.data_ptr()),
+          groups == nullptr ? tensor.size(1) : groups->tokens(),
+          1,
+          tensor.stride(0),
+          1,
+          1,
+          groups};
 }
 
 // Batch items whose packed copies live together: enough tasks to keep many cores busy, not more.

@@ -9,15 +9,29 @@ from ocnet.ops.oc_attention import (
     attention_rows,
     oc_attention,
 )
+from ocnet.ops.partitioned_attention import (
+    Blocks,
+    Grid,
+    Partition,
+    Strided,
+    partitioned_attention,
+    pyramid_attention,
+)
 from ocnet.ops.spatial_gather import spatial_gather
 
 __all__ = [
+    "Blocks",
     "Explanation",
+    "Grid",
+    "Partition",
+    "Strided",
     "attention_entropy",
     "attention_mass",
     "attention_rows",
     "explain",
     "keep_outputs_policy",
     "oc_attention",
+    "partitioned_attention",
+    "pyramid_attention",
     "spatial_gather",
 ]

@@ -79,3 +79,60 @@ def check_integers(function: str, name: str, value: Any) -> None:
         raise TypeError(f"{function}: {name} must be a tensor, got {type(value).__name__}")
     if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
         raise TypeError(f"{function}: {name} must be integers, got {value.dtype}")
+
+
+def check_attention(
+    function: str,
+    query: Any,
+    key: Any,
+    value: Any,
+    scale: Any,
+    dtypes: tuple[torch.dtype, ...],
+    prefix: str = "",
+) -> None:
+    """Check the maps and the scale of a call of attention.
+
+    Args:
+        function: Name of the op.
+        query: ``(N, E, H, W)``.
+        key: ``(N, E, Hk, Wk)``.
+        value: ``(N, Ev, Hk, Wk)``.
+        scale: Factor of the scores, or ``None``.
+        dtypes: Those allowed.
+        prefix: What stands before the names of the maps, as in ``stages[1].``.
+
+    Raises:
+        TypeError: Not tensors, dtypes that are not allowed or differ, or a scale that is a tensor.
+        ValueError: Rank, device, batch, channels, rows or columns do not fit, or a map is empty.
+    """
+    names = [prefix + name for name in ("query", "key", "value")]
+    for name, pixels in zip(names, (query, key, value), strict=True):
+        check_map(function, name, pixels, dtypes)
+    for name, pixels in zip(names[1:], (key, value), strict=True):
+        check_same(function, name, "device", pixels.device, names[0], query.device)
+        # Autocast brings all three to one dtype.
+        if not _autocasts(query.device.type):
+            check_same(function, name, "dtype", pixels.dtype, names[0], query.dtype)
+        if pixels.shape[0] != query.shape[0]:
+            raise ValueError(
+                f"{function}: {name} must have the batch size of {names[0]}, {query.shape[0]}, "
+                f"got {shape_of(pixels)}"
+            )
+    if key.shape[1] != query.shape[1]:
+        raise ValueError(
+            f"{function}: {names[1]} must have the channels of {names[0]}, {query.shape[1]}, "
+            f"got {shape_of(key)}"
+        )
+    if value.shape[2] != key.shape[2] or value.shape[3] != key.shape[3]:
+        raise ValueError(
+            f"{function}: {names[2]} must have the rows and columns of {names[1]}, {key.shape[2]} x "
+            f"{key.shape[3]}, got {shape_of(value)}"
+        )
+    if scale is not None and isinstance(scale, Tensor):
+        raise TypeError(f"{function}: scale must be a number, got a tensor")
+
+
+def _autocasts(device_type: str) -> bool:
+    # Asking of a device that has no autocast (meta) is an error in torch.
+    known = torch.amp.is_autocast_available(device_type)
+    return known and torch.is_autocast_enabled(device_type)

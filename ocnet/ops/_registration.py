@@ -25,6 +25,8 @@ def register_autocast(op_name: str) -> None:
 
 def _autocast_kernel(op: Any, device_type: str, dispatch_key: Any) -> Any:
     def cast(value: Any, dtype: torch.dtype) -> Any:
+        if isinstance(value, list):
+            return [cast(item, dtype) for item in value]
         eligible = (
             isinstance(value, Tensor)
             and value.is_floating_point()

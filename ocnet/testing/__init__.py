@@ -8,9 +8,11 @@ from ocnet.testing.oracle import (
     Results,
     eager_results,
     oracle_results,
+    results_of,
     run_op,
     summed_magnitudes,
 )
+from ocnet.testing.partitions import by_groups, random_partitions, run_partitioned
 
 __all__ = [
     "FEATURES",
@@ -19,10 +21,14 @@ __all__ = [
     "Results",
     "assert_as_accurate",
     "assert_same_nonfinite",
+    "by_groups",
     "eager_results",
     "make_inputs",
     "oracle_results",
     "random_cases",
+    "random_partitions",
+    "results_of",
     "run_op",
+    "run_partitioned",
     "summed_magnitudes",
 ]

@@ -26,7 +26,8 @@ class Results:
         return {name: t for name, t in vars(self).items() if t is not None}
 
 
-def _run(attend: Callable[..., Tensor], inputs: AttentionInputs) -> Results:
+def results_of(attend: Callable[..., Tensor], inputs: AttentionInputs) -> Results:
+    """Run a function of maps, forward and backward."""
     shared = inputs.key is inputs.query
     leaves = [inputs.query, inputs.value] if shared else [inputs.query, inputs.key, inputs.value]
     out = attend(inputs.query, inputs.key, inputs.value, scale=inputs.scale)
@@ -36,7 +37,9 @@ def _run(attend: Callable[..., Tensor], inputs: AttentionInputs) -> Results:
 
 def run_op(inputs: AttentionInputs, backend: str) -> Results:
     """Run the op, forward and backward."""
-    return _run(lambda *maps, scale: oc_attention(*maps, scale=scale, backend=backend), inputs)
+    return results_of(
+        lambda *maps, scale: oc_attention(*maps, scale=scale, backend=backend), inputs
+    )
 
 
 def _plain_copy(inputs: AttentionInputs, dtype: torch.dtype, reverse: bool) -> AttentionInputs:
@@ -55,7 +58,7 @@ def _plain_copy(inputs: AttentionInputs, dtype: torch.dtype, reverse: bool) -> A
 
 def oracle_results(inputs: AttentionInputs) -> Results:
     """Run the plain formula in float64 on the very numbers of the inputs."""
-    return _run(naive_attention, _plain_copy(inputs, torch.float64, reverse=False))
+    return results_of(naive_attention, _plain_copy(inputs, torch.float64, reverse=False))
 
 
 def summed_magnitudes(inputs: AttentionInputs) -> Results:
@@ -94,8 +97,8 @@ def eager_results(inputs: AttentionInputs) -> tuple[Results, Results]:
     float64, where the first equals the oracle.
     """
     dtype = inputs.query.dtype
-    forward = _run(naive_attention, _plain_copy(inputs, dtype, reverse=False))
-    reverse = _run(naive_attention, _plain_copy(inputs, dtype, reverse=True))
+    forward = results_of(naive_attention, _plain_copy(inputs, dtype, reverse=False))
+    reverse = results_of(naive_attention, _plain_copy(inputs, dtype, reverse=True))
     grad_key = None if reverse.grad_key is None else reverse.grad_key.flip(2, 3)
     grad_query = reverse.grad_query
     if inputs.key is inputs.query and grad_key is not None:

@@ -47,13 +47,15 @@ BACKENDS: Backends[AttentionBackend] = Backends(
 )
 
 
-def _scale_of(query: Tensor, scale: float | None) -> float:
+def scale_of(query: Tensor, scale: float | None) -> float:
+    """Return the factor of the scores of a call on such queries."""
     return float(query.shape[1] ** -0.5) if scale is None else scale
 
 
-def _empty_results(
+def empty_results(
     query: Tensor, value: Tensor, keep_residual: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """Allocate the context, the log-sum-exps, and the residual, without elements where there is none."""
     n, _, h, w = query.shape
     wide = torch.float64 if query.dtype == torch.float64 else torch.float32
     lse = torch.empty((n, h * w), dtype=wide, device=query.device)
@@ -91,14 +93,14 @@ def oc_attention_fwd(
     Without ``keep_residual``, and for wider dtypes, it has no elements.
     """
     chosen = BACKENDS.choose(Problem.of(query, key, value), backend)
-    out, lse, residual = _empty_results(query, value, keep_residual)
+    out, lse, residual = empty_results(query, value, keep_residual)
     if query.shape[0] > 0:
         chosen.forward(
             ForwardCall(
                 query=tokens(query),
                 key=None if key is None else tokens(key),
                 value=tokens(value),
-                scale=_scale_of(query, scale),
+                scale=scale_of(query, scale),
                 tf32=tf32_allowed(query),
                 out=tokens(out),
                 lse=lse,
@@ -117,7 +119,7 @@ def _(
     backend: str,
     keep_residual: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return _empty_results(query, value, keep_residual)
+    return empty_results(query, value, keep_residual)
 
 
 @torch.library.custom_op(
@@ -156,7 +158,7 @@ def oc_attention_bwd(
                 out=tokens(out),
                 lse=lse,
                 residual=_residual_rows(residual),
-                scale=_scale_of(query, scale),
+                scale=scale_of(query, scale),
                 tf32=tf32_allowed(query),
                 grad_query=targets[0],
                 grad_key=targets[1],
@@ -164,6 +166,11 @@ def oc_attention_bwd(
             )
         )
     return grads
+
+
+def empty_like_source(source: Tensor) -> Tensor:
+    """Allocate the gradient of a map."""
+    return empty_map(source, source.shape[1])
 
 
 def _empty_grads(
@@ -177,7 +184,7 @@ def _empty_grads(
     def empty(source: Tensor | None, needed: bool) -> Tensor:
         if source is None or not needed:
             return _nothing(query)
-        return empty_map(source, source.shape[1])
+        return empty_like_source(source)
 
     return empty(query, need_query), empty(key, need_key), empty(value, need_value)
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ocnet.ops._backends import AUTO, Backends, register_describer
-from ocnet.ops._checks import check_map, check_same, shape_of
+from ocnet.ops._checks import check_attention
 from ocnet.ops.oc_attention.autograd import BACKENDS
 from ocnet.ops.oc_attention.problem import DTYPES, Problem
 
@@ -71,36 +71,8 @@ def oc_attention(
 
 
 def _check(query: Any, key: Any, value: Any, scale: Any, backend: str) -> None:
-    for name, pixels in (("query", query), ("key", key), ("value", value)):
-        check_map(_NAME, name, pixels, DTYPES)
-    for name, pixels in (("key", key), ("value", value)):
-        check_same(_NAME, name, "device", pixels.device, "query", query.device)
-        # Autocast brings all three to one dtype.
-        if not _autocasts(query.device.type):
-            check_same(_NAME, name, "dtype", pixels.dtype, "query", query.dtype)
-        if pixels.shape[0] != query.shape[0]:
-            raise ValueError(
-                f"{_NAME}: {name} must have the batch size of query, {query.shape[0]}, "
-                f"got {shape_of(pixels)}"
-            )
-    if key.shape[1] != query.shape[1]:
-        raise ValueError(
-            f"{_NAME}: key must have the channels of query, {query.shape[1]}, got {shape_of(key)}"
-        )
-    if value.shape[2] != key.shape[2] or value.shape[3] != key.shape[3]:
-        raise ValueError(
-            f"{_NAME}: value must have the rows and columns of key, {key.shape[2]} x "
-            f"{key.shape[3]}, got {shape_of(value)}"
-        )
-    if scale is not None and isinstance(scale, Tensor):
-        raise TypeError(f"{_NAME}: scale must be a number, got a tensor")
+    check_attention(_NAME, query, key, value, scale, DTYPES)
     BACKENDS.check_name(backend)
-
-
-def _autocasts(device_type: str) -> bool:
-    # Asking of a device that has no autocast (meta) is an error in torch.
-    known = torch.amp.is_autocast_available(device_type)
-    return known and torch.is_autocast_enabled(device_type)
 
 
 def _describe(

@@ -2,7 +2,7 @@
 """What a call of pixel-wise attention looks like to a back end: its sizes, and its tensors."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -86,7 +86,31 @@ class BackwardCall(NamedTuple):
     grad_value: Tensor | None
 
 
-def refuse_common(problem: Problem, device_type: str) -> Support | None:
+class HasChannels(Protocol):
+    """Any problem of attention: it is somewhere, in some dtype, and has channels."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where its tensors are."""
+        ...
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of all its maps."""
+        ...
+
+    @property
+    def E(self) -> int:
+        """Channels of query and key."""
+        ...
+
+    @property
+    def Ev(self) -> int:
+        """Channels of value."""
+        ...
+
+
+def refuse_common(problem: HasChannels, device_type: str) -> Support | None:
     """Return the refusal that any compiled back end gives, or ``None``."""
     refusal = refuse_tensors(problem.device, problem.dtype, device_type, DTYPES)
     if refusal is None and max(problem.E, problem.Ev) > MAX_CHANNELS:
