@@ -4,50 +4,37 @@
 Those of attention are here, and which table a workload takes.
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
-from benchmarks import gather_baselines
-from benchmarks.compiled import CompiledFresh, compile_refusal
+from benchmarks import gather_baselines, partition_baselines
+from benchmarks.backends import Op
+from benchmarks.compiled import CompiledFresh, compile_refusal, flex_refusal
 from ocnet.engine.gather_workload import GatherWorkload
+from ocnet.engine.partition_workload import PartitionWorkload
 from ocnet.engine.workload import FORMS as INSTALLED
 from ocnet.engine.workload import Call, Form, Workload
 from ocnet.ops import oc_attention
 from ocnet.ops.oc_attention.autograd import BACKENDS
 from ocnet.ops.oc_attention.problem import Problem
 from ocnet.ops.oc_attention.reference import naive_attention
-from ocnet.ops.spatial_gather.autograd import BACKENDS as GATHER_BACKENDS
 
 _HERE = "benchmarks.baselines"
 
 
-def _backend_refusal(name: str) -> Callable[[Workload], str]:
-    """Return a check that hands on the sentence with which a back end refuses a call."""
-
-    def refuses(workload: Workload) -> str:
-        explanation = BACKENDS.explain(_problem(workload), name)
-        return "" if explanation.chosen == name else explanation.reasons[name]
-
-    return refuses
-
-
 def forms_of(workload: Call) -> dict[str, Form]:
     """Return the ways to compute a workload, by name."""
-    return gather_baselines.FORMS if isinstance(workload, GatherWorkload) else FORMS
+    if isinstance(workload, GatherWorkload):
+        return gather_baselines.FORMS
+    return partition_baselines.FORMS if isinstance(workload, PartitionWorkload) else FORMS
 
 
 def backend_of(form: str, workload: Call) -> str | None:
     """Return the back end that a form of this package takes for a workload; ``None`` for others."""
-    if form not in OURS:
-        return None
-    requested = form.partition(":")[2] or "auto"
     if isinstance(workload, GatherWorkload):
-        problem = gather_baselines.problem_of(workload)
-        return GATHER_BACKENDS.explain(problem, requested).chosen
-    assert isinstance(workload, Workload)
-    return BACKENDS.explain(_problem(workload), requested).chosen
+        return gather_baselines.OP.taken(form, workload)
+    op = partition_baselines.OP if isinstance(workload, PartitionWorkload) else OP
+    return op.taken(form, workload)
 
 
 def _problem(workload: Workload) -> Problem:
@@ -63,11 +50,7 @@ def _problem(workload: Workload) -> Problem:
     )
 
 
-def _backend_form(name: str) -> Form:
-    def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        return oc_attention(query, key, value, backend=name)
-
-    return Form(f"fused:{name}", attention, _backend_refusal(name), provider=_HERE)
+OP = Op(oc_attention, BACKENDS, _problem)
 
 
 def _flex(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -83,19 +66,11 @@ def _flex(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return out[:, 0].mT.reshape(n, value.shape[1], h, w)
 
 
-def _flex_refusal(workload: Workload) -> str:
-    if workload.device == "cpu":
-        return "FlexAttention has no backward pass on the CPU"
-    if workload.dtype == "float64":
-        return "FlexAttention takes no float64"
-    return ""
-
-
 FORMS = {
     form.name: form
     for form in (
         *INSTALLED.values(),
-        *(_backend_form(name) for name in BACKENDS.names),
+        *OP.forms(_HERE),
         Form(
             "compile",
             CompiledFresh(naive_attention),
@@ -103,7 +78,8 @@ FORMS = {
             builds_matrix=lambda workload: True,
             provider=_HERE,
         ),
-        Form("flex", CompiledFresh(_flex), _flex_refusal, provider=_HERE),
+        Form("flex", CompiledFresh(_flex), flex_refusal, provider=_HERE),
     )
 }
-OURS = ("fused", *(f"fused:{name}" for name in BACKENDS.names))
+# Of every op, each once.
+NAMES = tuple({**FORMS, **gather_baselines.FORMS, **partition_baselines.FORMS})

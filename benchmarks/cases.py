@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ocnet.engine.gather_workload import GatherWorkload
+from ocnet.engine.partition_workload import PartitionWorkload
 from ocnet.engine.workload import Call, Workload
 
 
@@ -45,9 +46,18 @@ def _regions(N: int, H: int, W: int, keys: int) -> Workload:
     return Workload(N, H, W, Hk=1, Wk=keys, shared=False, layout="channels_last")
 
 
-def _blocks(groups: int, H: int, W: int) -> Workload:
-    """Return ISA's call: many small groups as a batch, query and key from transforms of their own."""
-    return Workload(groups, H, W, Hk=H, Wk=W, shared=False, layout="channels_last")
+def _pyramid(N: int, H: int, W: int) -> PartitionWorkload:
+    """Return Pyramid-OC's call: four scales, each with maps of its own, keys that are queries."""
+    return PartitionWorkload(N, H, W)
+
+
+def _isa(
+    partition: str, N: int, H: int, W: int, layout: str = "channels_last"
+) -> PartitionWorkload:
+    """Return a step of ISA: padded maps, query and key from transforms of their own."""
+    return PartitionWorkload(
+        N, H, W, partition=partition, sizes=(8, 8), shared=False, layout=layout
+    )
 
 
 _TRAINED = ("bfloat16", "float16", "float32")
@@ -75,9 +85,20 @@ CASES = (
     Case("asp-48-n1", "ASP-OC", _tokens_last(1, 48, 48, E=128), cpu=("float32",)),
     Case("asp-97-n1", "ASP-OC", _tokens_last(1, 97, 97, E=128), cpu=_ON_CPU),
     Case("asp-97-n4", "ASP-OC", _tokens_last(4, 97, 97, E=128)),
-    Case("isa-long-97-n4", "ISA, long range", _blocks(4 * 64, 13, 13)),
-    Case("isa-short-97-n4", "ISA, short range", _blocks(4 * 169, 8, 8), cpu=("float32",)),
-    Case("isa-long-128x256", "ISA, long range", _blocks(64, 16, 32)),
+    Case("pyramid-97-n1", "Pyramid-OC", _pyramid(1, 97, 97), cpu=("float32",)),
+    Case("pyramid-97-n4", "Pyramid-OC", _pyramid(4, 97, 97)),
+    Case("pyramid-129x257", "Pyramid-OC, whole image", _pyramid(1, 129, 257)),
+    # 97 and 129 x 257, padded
+    Case("isa-long-104-n4", "ISA, long range", _isa("strided", 4, 104, 104), cpu=("float32",)),
+    Case("isa-short-104-n4", "ISA, short range", _isa("blocks", 4, 104, 104), cpu=("float32",)),
+    Case(
+        "isa-long-104-n4-nchw",
+        "ISA, long range",
+        _isa("strided", 4, 104, 104, layout="nchw"),
+        cpu=("float32",),
+    ),
+    Case("isa-long-136x264", "ISA, long range, whole image", _isa("strided", 1, 136, 264)),
+    Case("isa-short-136x264", "ISA, short range, whole image", _isa("blocks", 1, 136, 264)),
     Case("ocr-97-k19-n4", "OCR, Cityscapes", _regions(4, 97, 97, 19), cpu=("float32",)),
     Case("ocr-97-k150-n4", "OCR, ADE20K", _regions(4, 97, 97, 150)),
     Case("ocr-97-k171-n4", "OCR, COCO-Stuff", _regions(4, 97, 97, 171), cpu=("float32",)),

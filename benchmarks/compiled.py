@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Functions compiled anew for each workload."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,25 +14,34 @@ class CompiledFresh:
     """A function compiled anew for each workload, so that no limit on recompilations is met.
 
     Args:
-        function: Takes the tensors of the op.
+        function: Takes the tensors of the op, and its options by name.
     """
 
-    def __init__(self, function: Callable[..., Tensor]) -> None:
+    def __init__(self, function: Callable[..., Tensor | Sequence[Tensor]]) -> None:
         self._function = function
         self._compiled = function
         self._key: object = None
 
-    def __call__(self, *tensors: Tensor) -> Tensor:
+    def __call__(self, *tensors: Tensor, **options: Any) -> Tensor | Sequence[Tensor]:
         key_now = tuple((tensor.shape, tensor.dtype, tensor.stride()) for tensor in tensors)
         if key_now != self._key:
             torch.compiler.reset()
             self._compiled = torch.compile(self._function, dynamic=False)
             self._key = key_now
-        return self._compiled(*tensors)
+        return self._compiled(*tensors, **options)
 
 
 def compile_refusal(workload: Call) -> str:
     """Return why the compiled form is not compared for a workload."""
     if workload.device == "cpu" and workload.dtype != "float32":
         return "on the CPU the compiled form is compared in float32 only"
+    return ""
+
+
+def flex_refusal(workload: Call) -> str:
+    """Return why FlexAttention is not compared for a workload."""
+    if workload.device == "cpu":
+        return "FlexAttention has no backward pass on the CPU"
+    if workload.dtype == "float64":
+        return "FlexAttention takes no float64"
     return ""

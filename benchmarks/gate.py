@@ -2,17 +2,22 @@
 """Is the result right? Asked of every form before it is timed: a wrong kernel gets no numbers."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from ocnet.engine.gather_workload import GatherWorkload
+from ocnet.engine.partition_workload import PartitionWorkload, attend, stages_of
 from ocnet.engine.workload import Call, Form
-from ocnet.ops import oc_attention, spatial_gather
+from ocnet.ops import Partition, oc_attention, spatial_gather
 from ocnet.ops.oc_attention.reference import naive_attention
+from ocnet.ops.partitioned_attention.reference import naive_partitioned_attention
 from ocnet.ops.spatial_gather.reference import naive_gather
+
+_Results = Tensor | Sequence[Tensor]
 
 
 @dataclass(frozen=True)
@@ -37,14 +42,14 @@ class Expected:
     """What a workload's results must be, and how close; made once, for all forms.
 
     Attributes:
-        names: Of the op's arguments.
-        inputs: The arguments, and then the gradient of the output.
-        exact: Output and gradients in float64, by name.
+        workload: The call.
+        inputs: The arguments, and then the gradients of the outputs.
+        exact: Outputs and gradients in float64, by name.
         bounds: Largest relative error allowed, by name: twice that of the plain formula in the same
             dtype, measured on the first image, plus four units in the last place.
     """
 
-    names: tuple[str, ...]
+    workload: Call
     inputs: tuple[Tensor, ...]
     exact: dict[str, Tensor]
     bounds: dict[str, float]
@@ -52,26 +57,22 @@ class Expected:
     @classmethod
     def of(cls, workload: Call) -> "Expected":
         """Compute it; float64 runs in blocks, so no case is too large for it."""
-        names, inputs = workload.arguments, workload.inputs()
+        inputs = workload.inputs()
         op, naive = _formulas(workload)
-        exact = _results(
-            lambda *tensors: op(*tensors, backend="reference"),
-            names,
-            inputs,
-            lambda tensor: tensor.double(),
-        )
-        eager = _results(naive, names, inputs, lambda tensor: tensor[:1])
+        reference = Form("reference", partial(op, backend="reference"))
+        exact = _results(reference, workload, inputs, lambda tensor: tensor.double())
+        eager = _results(Form("naive", naive), workload, inputs, lambda tensor: tensor[:1])
         unit = torch.finfo(workload.torch_dtype).eps
         bounds = {
             name: 2 * _relative(eager[name], wanted[:1]) + 4 * unit
             for name, wanted in exact.items()
         }
-        return cls(names, inputs, exact, bounds)
+        return cls(workload, inputs, exact, bounds)
 
 
 def check(form: Form, expected: Expected) -> Verdict:
-    """Compare output and gradients of a form with float64."""
-    given = _results(form.compute, expected.names, expected.inputs, lambda tensor: tensor)
+    """Compare outputs and gradients of a form with float64."""
+    given = _results(form, expected.workload, expected.inputs, lambda tensor: tensor)
     verdicts = []
     for name, wanted in expected.exact.items():
         error, bound = _relative(given[name], wanted), expected.bounds[name]
@@ -79,29 +80,42 @@ def check(form: Form, expected: Expected) -> Verdict:
     return max(verdicts, key=lambda verdict: verdict.error / verdict.bound)
 
 
-def _formulas(workload: Call) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
+def _formulas(workload: Call) -> tuple[Callable[..., _Results], Callable[..., _Results]]:
     """Return the op of a workload, whose back end ``reference`` sums in float64, and its formula."""
     if isinstance(workload, GatherWorkload):
         return spatial_gather, naive_gather
+    if isinstance(workload, PartitionWorkload):
+        return attend, _naive_groups
     return oc_attention, naive_attention
 
 
+def _naive_groups(*tensors: Tensor, partitions: Sequence[Partition]) -> list[Tensor]:
+    return [
+        naive_partitioned_attention(*stage, partition)
+        for stage, partition in zip(stages_of(tensors), partitions, strict=True)
+    ]
+
+
 def _results(
-    compute: Callable[..., Tensor],
-    names: tuple[str, ...],
+    form: Form,
+    workload: Call,
     inputs: tuple[Tensor, ...],
     change: Callable[[Tensor], Tensor],
 ) -> dict[str, Tensor]:
-    """Return output and gradients by name, for changed inputs; a shared key stays shared."""
-    *arguments, grad_out = inputs
+    """Return outputs and gradients by name, for changed inputs; a shared key stays shared."""
+    names = workload.arguments
+    arguments, grad_outs = inputs[: len(names)], inputs[len(names) :]
     leaves: dict[int, tuple[str, Tensor]] = {}
     for name, tensor in zip(names, arguments, strict=True):
         if id(tensor) not in leaves:
             leaves[id(tensor)] = f"grad_{name}", change(tensor).detach().requires_grad_()
-    out = compute(*(leaves[id(tensor)][1] for tensor in arguments))
+    outs = form.run(workload, [leaves[id(tensor)][1] for tensor in arguments])
     grad_names, wanted = zip(*leaves.values(), strict=True)
-    grads = torch.autograd.grad(out, wanted, change(grad_out).to(out.dtype))
-    return {"out": out.detach(), **dict(zip(grad_names, grads, strict=True))}
+    given = [change(grad).to(out.dtype) for grad, out in zip(grad_outs, outs, strict=True)]
+    grads = torch.autograd.grad(outs, wanted, given)
+    out_names = ["out"] if len(outs) == 1 else [f"out_{i}" for i in range(len(outs))]
+    found = (*zip(out_names, outs, strict=True), *zip(grad_names, grads, strict=True))
+    return {name: tensor.detach() for name, tensor in found}
 
 
 def _relative(given: Tensor, exact: Tensor) -> float:

@@ -13,13 +13,15 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.cases import CASES
 from ocnet.report.style import bytes_text, time_text
 
 Row = dict[str, Any]
-_HEADER = ("form", "phase", "p50 (p20 to p80)", "x floor", "vs naive", "saved", "peak", "note")
 _SHORT_HEADER = ("device", "case", "dtype", "form", "forward", "step", "saved", "peak")
 _CONFIRMED_HEADER = ("device", "run", "bit for bit", "within rounding", "wrong or failing")
-_SHORT_FORMS = ("fused", "naive", "sdpa")
+# What a user would write first; no op has both.
+_PLAIN = ("naive", "published")
+_SHORT_FORMS = ("fused", *_PLAIN, "sdpa")
 _BEGIN = "<!-- rows: made by benchmarks.report -->"
 _END = "<!-- end of rows -->"
 
@@ -53,7 +55,18 @@ def markdown(rows: Sequence[Row]) -> str:
 
 def _group(rows: Sequence[Row]) -> str:
     first, workload = rows[0], rows[0]["workload"]
-    naive = {r["phase"]: r["p50_ms"] for r in rows if r["form"] == "naive" and r["p50_ms"]}
+    plain = next((r["form"] for r in rows if r["form"] in _PLAIN), _PLAIN[0])
+    plain_ms = {r["phase"]: r["p50_ms"] for r in rows if r["form"] == plain and r["p50_ms"]}
+    header = (
+        "form",
+        "phase",
+        "p50 (p20 to p80)",
+        "x floor",
+        f"vs {plain}",
+        "saved",
+        "peak",
+        "note",
+    )
     versions = f"torch {first['torch']}"
     if first["driver"]:
         versions += f", CUDA {first['cuda']}, driver {first['driver']}"
@@ -66,9 +79,9 @@ def _group(rows: Sequence[Row]) -> str:
         f"{first['date'][:10]}. Copy {first['copy_gb_s']:.0f} GB/s, "
         f"product {first['matmul_tflop_s']:.2f} TFLOP/s.",
         "",
-        _line(_HEADER),
-        _line(["---"] * len(_HEADER)),
-        *(_line(_cells(row, naive.get(row["phase"]))) for row in _folded(rows)),
+        _line(header),
+        _line(["---"] * len(header)),
+        *(_line(_cells(row, plain_ms.get(row["phase"]))) for row in _folded(rows)),
         "",
     ]
     return "\n".join(lines)
@@ -76,18 +89,26 @@ def _group(rows: Sequence[Row]) -> str:
 
 def _sizes(workload: Row) -> str:
     """Say what is special to the op: rows of attention do not name theirs."""
-    if "op" in workload:
+    if "K" in workload:
         return f", C {workload['C']}, {workload['K']} regions"
-    keys = f", keys {workload['Hk']} x {workload['Wk']}" if workload["Hk"] else ""
     shared = "shared" if workload["shared"] else "separate"
-    return f"{keys}, E {workload['E']}, Ev {workload['Ev']}, {shared} query and key"
+    rest = f", E {workload['E']}, Ev {workload['Ev']}, {shared} query and key"
+    if "partition" in workload:
+        sizes = ", ".join(map(str, workload["sizes"]))
+        return f", {workload['partition']} {sizes}{rest}"
+    return (f", keys {workload['Hk']} x {workload['Wk']}" if workload["Hk"] else "") + rest
 
 
 def summary(rows: Sequence[Row]) -> str:
-    """Return the short table: one line for each device, case, dtype and form that ran."""
+    """Return the short table: one line for each device, case, dtype and form that ran.
+
+    Rows of cases that are no longer registered are history, and left out.
+    """
+    registered = {case.name for case in CASES}
     lines: dict[tuple[Any, ...], dict[str, Row]] = {}
     for row in latest(rows):
-        if row["status"] == "ok" and row["form"] in _SHORT_FORMS:
+        told = row["form"] in _SHORT_FORMS and row["case"] in registered
+        if told and row["status"] == "ok":
             workload = row["workload"]
             key = (row["device_name"], row["case"], workload["dtype"], row["form"])
             lines.setdefault(key, {})[row["phase"]] = row
@@ -142,7 +163,7 @@ def _folded(rows: Sequence[Row]) -> list[Row]:
     return list(kept.values())
 
 
-def _cells(row: Row, naive_ms: float | None) -> list[str]:
+def _cells(row: Row, plain_ms: float | None) -> list[str]:
     head = [row["form"], row["phase"]]
     if row["status"] != "ok":
         return [*head, *["-"] * 5, f"{row['status']}: {row['reason']}"]
@@ -151,7 +172,7 @@ def _cells(row: Row, naive_ms: float | None) -> list[str]:
         *head,
         f"{p50} ({p20} to {p80})",
         f"{row['p50_ms'] / row['floor_ms']:.1f} ({row['floor_set_by']})",
-        f"{naive_ms / row['p50_ms']:.2f} x" if naive_ms else "-",
+        f"{plain_ms / row['p50_ms']:.2f} x" if plain_ms else "-",
         "-" if row["saved_bytes"] is None else bytes_text(row["saved_bytes"]),
         "-" if row["peak_bytes"] is None else bytes_text(row["peak_bytes"]),
         f"back end {row['backend']}" if row["backend"] else "",

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from benchmarks import baselines, gate
+from benchmarks.backends import is_ours
 from benchmarks.cases import CASES, Case, select
 from benchmarks.rates import Rates, measure_rates
 from ocnet.engine.environment import versions
@@ -53,7 +54,7 @@ def main(argv: Sequence[str]) -> int:
             file.write(json.dumps(row | machine) + "\n")
             file.flush()
             print(_line(row), flush=True)
-            bad += row["form"] in baselines.OURS and row["status"] in (WRONG, FAILED)
+            bad += is_ours(row["form"]) and row["status"] in (WRONG, FAILED)
     print(f"rows appended to {out}; python -m benchmarks.report {out} makes a table of them")
     if bad:
         print(f"benchmarks: {bad} rows of this package's own forms are wrong or failed")
@@ -66,9 +67,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     names = ", ".join(case.name for case in CASES)
     parser.add_argument("--cases", nargs="*", default=[], metavar="CASE", help=f"of {names}")
-    parser.add_argument(
-        "--forms", nargs="*", default=[], metavar="FORM", help=f"of {', '.join(baselines.FORMS)}"
-    )
+    forms = ", ".join(baselines.NAMES)
+    parser.add_argument("--forms", nargs="*", default=[], metavar="FORM", help=f"of {forms}")
     parser.add_argument("--phases", nargs="+", default=list(PHASES), choices=PHASES)
     parser.add_argument("--quick", action="store_true", help="the smallest case, fewest repeats")
     parser.add_argument(
@@ -80,10 +80,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _check_forms(names: Sequence[str]) -> None:
-    # Every way to gather has the name of a way to attend.
     for name in names:
-        if name not in baselines.FORMS:
-            known = ", ".join(baselines.FORMS)
+        if name not in baselines.NAMES:
+            known = ", ".join(baselines.NAMES)
             raise ValueError(f"benchmarks: --forms must be of {known}, got {name}")
 
 

@@ -1,90 +1,55 @@
 # SPDX-License-Identifier: MIT
 """One call of spatial gathering as sizes, and the ways to compute it."""
 
-from dataclasses import asdict, dataclass, replace
-from typing import Any, ClassVar
+from dataclasses import dataclass, field
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from ocnet.engine.workload import BACKWARD, FORWARD, STEP, Form, check_dtype, placed
+from ocnet.engine.workload import FORWARD, Call, Form, Noise, in_phase
 from ocnet.ops import spatial_gather
 from ocnet.ops.spatial_gather.flops import backward_flops, forward_flops
 from ocnet.ops.spatial_gather.reference import naive_gather
 
 
 @dataclass(frozen=True)
-class GatherWorkload:
+class GatherWorkload(Call):
     """Sizes and kinds of one call of spatial gathering; docs/architecture.md has the letters.
 
     Attributes:
         N: Batch size.
         H: Rows of the maps.
         W: Columns of the maps.
-        C: Channels of the features.
-        K: Regions.
         dtype: ``"float32"``, ``"bfloat16"``, ...
         device: ``"cpu"`` or ``"cuda"``.
         layout: ``"nchw"`` or ``"channels_last"``.
+        C: Channels of the features.
+        K: Regions.
         op: Tells its records from those of attention.
     """
 
-    arguments: ClassVar[tuple[str, ...]] = ("features", "logits")
-
-    N: int
-    H: int
-    W: int
+    layout: str = field(default="channels_last", kw_only=True)
     C: int = 512
     K: int = 19
-    dtype: str = "float32"
-    device: str = "cpu"
-    layout: str = "channels_last"
     op: str = "spatial_gather"
 
-    def __post_init__(self) -> None:
-        """Refuse sizes that make no call."""
-        check_dtype("GatherWorkload", self.dtype)
-        if min(self.N, self.H, self.W, self.C, self.K) < 1:
-            raise ValueError(f"GatherWorkload: sizes must be at least 1, got {self}")
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """Names of the tensors that the op takes, in order."""
+        return "features", "logits"
 
     @property
-    def L(self) -> int:
-        """Positions."""
-        return self.H * self.W
-
-    @property
-    def itemsize(self) -> int:
-        """Bytes of one element."""
-        return self.torch_dtype.itemsize
-
-    @property
-    def torch_dtype(self) -> torch.dtype:
-        """The dtype as torch names it."""
-        found: torch.dtype = getattr(torch, self.dtype)
-        return found
-
-    @property
-    def channels(self) -> int:
-        """Channels of the features."""
-        return self.C
+    def widths(self) -> tuple[int, ...]:
+        """Channels of the features, and regions."""
+        return self.C, self.K
 
     @property
     def weights(self) -> int:
         """Softmax weights, which the plain formula holds."""
         return self.N * self.L * self.K
 
-    def on(self, device: str, dtype: str) -> "GatherWorkload":
-        """Return the same call on another device, in another dtype."""
-        return replace(self, device=device, dtype=dtype)
-
     def small(self) -> "GatherWorkload":
         """Return a call of the same kind that costs nothing."""
         return GatherWorkload(N=1, H=4, W=4, C=16, K=3, dtype=self.dtype, device=self.device)
-
-    def to_record(self) -> dict[str, Any]:
-        """Return plain values, ready for JSON."""
-        return asdict(self)
 
     def io_bytes(self, phase: str) -> int:
         """Return the least bytes a phase must move: inputs read once, results written once.
@@ -95,14 +60,12 @@ class GatherWorkload:
         maps, context = self.N * self.L * (self.C + self.K), self.N * self.C * self.K
         sums = 4 * self.N * self.K
         forward = (maps + context) * self.itemsize + sums
-        backward = 2 * (maps + context) * self.itemsize + sums
-        return {FORWARD: forward, BACKWARD: backward, STEP: forward + backward}[phase]
+        return in_phase(phase, forward, 2 * (maps + context) * self.itemsize + sums)
 
     def flops(self, phase: str) -> int:
         """Return the multiply-adds of a phase, counted as two operations each."""
-        forward = forward_flops(self.N, self.L, self.C, self.K)
-        backward = backward_flops(self.N, self.L, self.C, self.K)
-        return {FORWARD: forward, BACKWARD: backward, STEP: forward + backward}[phase]
+        sizes = self.N, self.L, self.C, self.K
+        return in_phase(phase, forward_flops(*sizes), backward_flops(*sizes))
 
     def result_bytes(self, phase: str) -> int:
         """Return the bytes of what a phase hands back: the context, and the gradients."""
@@ -112,15 +75,10 @@ class GatherWorkload:
 
     def inputs(self, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
         """Make features as an activation leaves them, logits, and a gradient of the context."""
-        generator = torch.Generator().manual_seed(seed)
-
-        def noise(channels: int, rows: int, columns: int) -> Tensor:
-            return torch.randn(self.N, channels, rows, columns, generator=generator)
-
-        features = F.leaky_relu_(noise(self.C, self.H, self.W), 0.01)
-        logits = 2 * noise(self.K, self.H, self.W)
-        grad_out = noise(self.C, self.K, 1)
-        return placed(features, self), placed(logits, self), placed(grad_out, self)
+        noise = Noise(self, seed)
+        features = noise.activated(self.C, self.H, self.W)
+        logits = noise.plain(self.K, self.H, self.W, factor=2)
+        return features, logits, noise.plain(self.C, self.K, 1)
 
 
 _HERE = "ocnet.engine.gather_workload"

@@ -27,6 +27,7 @@ from ocnet.engine.meters import (
     saved_bytes,
     time_call,
 )
+from ocnet.engine.partition_workload import PartitionWorkload
 from ocnet.engine.workload import BACKWARD, FORWARD, PHASES, STEP, Call, Form, Workload
 
 OK, OUT_OF_MEMORY, TOO_LARGE = "ok", "out of memory", "too large"
@@ -35,9 +36,18 @@ REFUSED, FAILED = "refused", "failed"
 _HEADROOM = 0.9
 
 
+_KINDS: dict[str | None, Callable[..., Call]] = {
+    None: Workload,
+    GatherWorkload.op: GatherWorkload,
+    PartitionWorkload.op: PartitionWorkload,
+}
+
+
 def call_of(record: dict[str, Any]) -> Call:
     """Rebuild a workload from its record; those of attention do not name their op."""
-    return GatherWorkload(**record) if "op" in record else Workload(**record)
+    # JSON has no tuples.
+    values = {name: tuple(v) if isinstance(v, list) else v for name, v in record.items()}
+    return _KINDS[record.get("op")](**values)
 
 
 @dataclass(frozen=True)
@@ -131,19 +141,20 @@ def _measure(
     form: Form, workload: Call, phase: str, predicted: int, budget_s: float, least: int
 ) -> Measurement:
     device = torch.device(workload.device)
-    *arguments, grad_out = workload.inputs()
+    inputs = workload.inputs()
+    count = len(workload.arguments)
+    arguments, grad_outs = inputs[:count], inputs[count:]
     # A shared key is the query, and wanted once.
     wanted = tuple({id(tensor): tensor for tensor in arguments}.values())
     for tensor in wanted:
         tensor.requires_grad_(phase != FORWARD)
 
-    def forward(_: object = None) -> Tensor:
-        return form.compute(*arguments)
+    def forward(_: object = None) -> tuple[Tensor, ...]:
+        return form.run(workload, arguments)
 
-    def backward(out: object) -> tuple[Tensor, ...]:
-        if not isinstance(out, Tensor):
-            raise TypeError(f"{form.name}: the form must return a tensor, got {type(out)}")
-        return torch.autograd.grad(out, wanted, grad_out)
+    def backward(outs: object) -> tuple[Tensor, ...]:
+        assert isinstance(outs, tuple)
+        return torch.autograd.grad(outs, wanted, grad_outs)
 
     def step(_: object = None) -> tuple[Tensor, ...]:
         return backward(forward())

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""One call of an op as sizes, and the ways to compute it; here those of attention."""
+"""One call of an op as sizes, and the ways to compute it; here what ops share, and attention."""
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
-from typing import Any, ClassVar, Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import KW_ONLY, asdict, dataclass, replace
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -19,162 +20,52 @@ PHASES = (FORWARD, BACKWARD, STEP)
 
 _DTYPES = tuple(str(dtype).removeprefix("torch.") for dtype in DTYPES)
 
-
-class Call(Protocol):
-    """Sizes and kinds of one call of an op: what measuring needs to know of it.
-
-    Attributes:
-        arguments: Names of the tensors that the op takes, in order.
-    """
-
-    arguments: ClassVar[tuple[str, ...]]
-
-    @property
-    def N(self) -> int:
-        """Batch size."""
-        ...
-
-    @property
-    def H(self) -> int:
-        """Rows of the map."""
-        ...
-
-    @property
-    def W(self) -> int:
-        """Columns of the map."""
-        ...
-
-    @property
-    def L(self) -> int:
-        """Positions of the map."""
-        ...
-
-    @property
-    def channels(self) -> int:
-        """Channels of the first argument."""
-        ...
-
-    @property
-    def dtype(self) -> str:
-        """Name of the dtype of all tensors."""
-        ...
-
-    @property
-    def device(self) -> str:
-        """``"cpu"`` or ``"cuda"``."""
-        ...
-
-    @property
-    def itemsize(self) -> int:
-        """Bytes of one element."""
-        ...
-
-    @property
-    def torch_dtype(self) -> torch.dtype:
-        """The dtype as torch names it."""
-        ...
-
-    @property
-    def weights(self) -> int:
-        """Softmax weights, which the plain formula holds."""
-        ...
-
-    def io_bytes(self, phase: str) -> int:
-        """Return the least bytes a phase must move."""
-        ...
-
-    def flops(self, phase: str) -> int:
-        """Return the multiply-adds of a phase, counted as two operations each."""
-        ...
-
-    def result_bytes(self, phase: str) -> int:
-        """Return the bytes of what a phase hands back."""
-        ...
-
-    def inputs(self, seed: int = 0) -> tuple[Tensor, ...]:
-        """Make the arguments, and then a gradient of the output."""
-        ...
-
-    def on(self, device: str, dtype: str) -> "Call":
-        """Return the same call on another device, in another dtype."""
-        ...
-
-    def small(self) -> "Call":
-        """Return a call of the same kind that costs nothing."""
-        ...
-
-    def to_record(self) -> dict[str, Any]:
-        """Return plain values, which :func:`ocnet.engine.measure.call_of` reads."""
-        ...
+C = TypeVar("C", bound="Call")
 
 
-def check_dtype(kind: str, dtype: str) -> None:
-    """Refuse a name that is no dtype of the ops.
-
-    Raises:
-        ValueError: It is none.
-    """
-    if dtype not in _DTYPES:
-        raise ValueError(f"{kind}: dtype must be of {', '.join(_DTYPES)}, got {dtype}")
-
-
-def placed(cpu_map: Tensor, call: Any) -> Tensor:
-    """Return a map in the device, dtype and layout of a call."""
-    dense = torch.channels_last if call.layout == "channels_last" else torch.contiguous_format
-    return cpu_map.to(call.device, call.torch_dtype).contiguous(memory_format=dense)
+def in_phase(phase: str, forward: int, backward: int) -> int:
+    """Return the cost of a phase, of those of the two passes."""
+    return {FORWARD: forward, BACKWARD: backward, STEP: forward + backward}[phase]
 
 
 @dataclass(frozen=True)
-class Workload:
-    """Sizes and kinds of one call of attention; docs/architecture.md has the letters.
+class Call(ABC):
+    """Sizes and kinds of one call of an op: what measuring needs to know of it.
 
     Attributes:
         N: Batch size.
-        H: Rows of the query map.
-        W: Columns of the query map.
-        Hk: Rows of the key map; 0 for the query's.
-        Wk: Columns of the key map; 0 for the query's.
-        E: Channels of query and key.
-        Ev: Channels of value.
+        H: Rows of the map.
+        W: Columns of the map.
         dtype: ``"float32"``, ``"bfloat16"``, ...
         device: ``"cpu"`` or ``"cuda"``.
         layout: ``"nchw"`` or ``"channels_last"``.
-        shared: Whether query and key are one tensor, as in OCNet.
     """
-
-    arguments: ClassVar[tuple[str, ...]] = ("query", "key", "value")
 
     N: int
     H: int
     W: int
-    E: int = 256
-    Ev: int = 256
-    Hk: int = 0
-    Wk: int = 0
+    _: KW_ONLY
     dtype: str = "float32"
     device: str = "cpu"
     layout: str = "nchw"
-    shared: bool = True
 
     def __post_init__(self) -> None:
         """Refuse sizes that make no call."""
-        check_dtype("Workload", self.dtype)
-        if min(self.N, self.H, self.W, self.E, self.Ev) < 1:
-            raise ValueError(f"Workload: sizes must be at least 1, got {self}")
-        if (self.Hk == 0) != (self.Wk == 0) or (self.shared and self.Hk):
-            raise ValueError(
-                f"Workload: Hk and Wk must be given together, and only without shared keys, got {self}"
-            )
+        kind = type(self).__name__
+        if self.dtype not in _DTYPES:
+            raise ValueError(f"{kind}: dtype must be of {', '.join(_DTYPES)}, got {self.dtype}")
+        if min(self.N, self.H, self.W, *self.widths) < 1:
+            raise ValueError(f"{kind}: sizes must be at least 1, got {self}")
 
     @property
     def L(self) -> int:
-        """Query tokens."""
+        """Positions of the map."""
         return self.H * self.W
 
     @property
-    def S(self) -> int:
-        """Key tokens."""
-        return self.Hk * self.Wk if self.Hk else self.L
+    def channels(self) -> int:
+        """Channels of the first argument."""
+        return self.widths[0]
 
     @property
     def itemsize(self) -> int:
@@ -188,74 +79,176 @@ class Workload:
         return found
 
     @property
-    def channels(self) -> int:
-        """Channels of query and key."""
-        return self.E
+    def options(self) -> dict[str, Any]:
+        """What the op takes besides tensors, by name."""
+        return {}
+
+    @property
+    @abstractmethod
+    def arguments(self) -> tuple[str, ...]:
+        """Names of the tensors that the op takes, in order."""
+
+    @property
+    @abstractmethod
+    def widths(self) -> tuple[int, ...]:
+        """Numbers of channels that the sizes name, that of the first argument first."""
+
+    @property
+    @abstractmethod
+    def weights(self) -> int:
+        """Softmax weights, which the plain formula holds."""
+
+    @abstractmethod
+    def io_bytes(self, phase: str) -> int:
+        """Return the least bytes a phase must move: inputs read once, results written once."""
+
+    @abstractmethod
+    def flops(self, phase: str) -> int:
+        """Return the multiply-adds of a phase, counted as two operations each."""
+
+    @abstractmethod
+    def result_bytes(self, phase: str) -> int:
+        """Return the bytes of what a phase hands back: the output, and the gradients."""
+
+    @abstractmethod
+    def inputs(self, seed: int = 0) -> tuple[Tensor, ...]:
+        """Make the arguments, and then a gradient of each output."""
+
+    @abstractmethod
+    def small(self: C) -> C:
+        """Return a call of the same kind that costs nothing."""
+
+    def on(self: C, device: str, dtype: str) -> C:
+        """Return the same call on another device, in another dtype."""
+        return replace(self, device=device, dtype=dtype)
+
+    def to_record(self) -> dict[str, Any]:
+        """Return plain values, which :func:`ocnet.engine.measure.call_of` reads."""
+        return asdict(self)
+
+    def placed(self, cpu_map: Tensor) -> Tensor:
+        """Return a map in the device, dtype and layout of the call."""
+        dense = torch.channels_last if self.layout == "channels_last" else torch.contiguous_format
+        return cpu_map.to(self.device, self.torch_dtype).contiguous(memory_format=dense)
+
+
+class Noise:
+    """Maps of a call, from one seed.
+
+    Args:
+        call: What they are for.
+        seed: Of all of them, in the order in which they are asked for.
+    """
+
+    def __init__(self, call: Call, seed: int) -> None:
+        self._call = call
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def plain(self, channels: int, rows: int, columns: int, factor: float = 1) -> Tensor:
+        """Return normal noise, as a gradient is."""
+        return self._call.placed(factor * self._normal(channels, rows, columns))
+
+    def activated(self, channels: int, rows: int, columns: int) -> Tensor:
+        """Return noise as the activation of a transform leaves it.
+
+        With plain noise the softmax of shared query and key would sit on the diagonal.
+        """
+        return self._call.placed(F.leaky_relu_(self._normal(channels, rows, columns), 0.01))
+
+    def _normal(self, *shape: int) -> Tensor:
+        return torch.randn(self._call.N, *shape, generator=self._generator)
+
+
+@dataclass(frozen=True)
+class Workload(Call):
+    """Sizes and kinds of one call of attention; docs/architecture.md has the letters.
+
+    Attributes:
+        N: Batch size.
+        H: Rows of the query map.
+        W: Columns of the query map.
+        dtype: ``"float32"``, ``"bfloat16"``, ...
+        device: ``"cpu"`` or ``"cuda"``.
+        layout: ``"nchw"`` or ``"channels_last"``.
+        E: Channels of query and key.
+        Ev: Channels of value.
+        Hk: Rows of the key map; 0 for the query's.
+        Wk: Columns of the key map; 0 for the query's.
+        shared: Whether query and key are one tensor, as in OCNet.
+    """
+
+    E: int = 256
+    Ev: int = 256
+    Hk: int = 0
+    Wk: int = 0
+    shared: bool = True
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that make no call."""
+        super().__post_init__()
+        if (self.Hk == 0) != (self.Wk == 0) or (self.shared and self.Hk):
+            raise ValueError(
+                f"Workload: Hk and Wk must be given together, and only without shared keys, got {self}"
+            )
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """Names of the tensors that the op takes, in order."""
+        return "query", "key", "value"
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Channels of query and key, and of value."""
+        return self.E, self.Ev
+
+    @property
+    def S(self) -> int:
+        """Key tokens."""
+        return self.Hk * self.Wk if self.Hk else self.L
 
     @property
     def weights(self) -> int:
         """Softmax weights, which the plain formula holds."""
         return self.N * self.L * self.S
 
-    def on(self, device: str, dtype: str) -> "Workload":
-        """Return the same call on another device, in another dtype."""
-        return replace(self, device=device, dtype=dtype)
-
     def small(self) -> "Workload":
         """Return a call of the same kind that costs nothing."""
         return Workload(N=1, H=4, W=4, dtype=self.dtype, device=self.device)
-
-    def to_record(self) -> dict[str, Any]:
-        """Return plain values, ready for JSON."""
-        return asdict(self)
 
     def io_bytes(self, phase: str) -> int:
         """Return the least bytes a phase must move: inputs read once, results written once.
 
         The backward pass reads query, key, value, output and its gradient and writes the gradients.
         """
-        queries = self.N * self.L * self.E
-        keys = 0 if self.shared else self.N * self.S * self.E
-        values, outputs = self.N * self.S * self.Ev, self.N * self.L * self.Ev
-        sums = 4 * self.N * self.L
-        forward = (queries + keys + values + outputs) * self.itemsize + sums
-        backward = (2 * (queries + keys + values) + 2 * outputs) * self.itemsize + sums
-        return {FORWARD: forward, BACKWARD: backward, STEP: forward + backward}[phase]
+        sources, outputs, sums = self._sources(), self.N * self.L * self.Ev, 4 * self.N * self.L
+        forward = (sources + outputs) * self.itemsize + sums
+        backward = 2 * (sources + outputs) * self.itemsize + sums
+        return in_phase(phase, forward, backward)
 
     def flops(self, phase: str) -> int:
         """Return the multiply-adds of a phase, counted as two operations each."""
         sizes = self.N, self.L, self.S, self.E, self.Ev
-        forward, backward = forward_flops(*sizes), backward_flops(*sizes, shared=self.shared)
-        return {FORWARD: forward, BACKWARD: backward, STEP: forward + backward}[phase]
+        return in_phase(phase, forward_flops(*sizes), backward_flops(*sizes, shared=self.shared))
 
     def result_bytes(self, phase: str) -> int:
         """Return the bytes of what a phase hands back: the output, and the gradients."""
         output = self.N * self.L * self.Ev * self.itemsize
+        return output if phase == FORWARD else output + self._sources() * self.itemsize
+
+    def _sources(self) -> int:
+        """Return the elements of query, key and value."""
         queries = self.N * self.L * self.E
         keys = 0 if self.shared else self.N * self.S * self.E
-        gradients = (queries + keys + self.N * self.S * self.Ev) * self.itemsize
-        return output if phase == FORWARD else output + gradients
+        return queries + keys + self.N * self.S * self.Ev
 
     def inputs(self, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Make query, key and value as the key transform leaves them, and a gradient of the output.
-
-        Features come through leaky ReLU; with plain normal noise the softmax of shared query and key
-        would sit on the diagonal.
-        """
-        generator = torch.Generator().manual_seed(seed)
-
-        def noise(channels: int, rows: int, columns: int) -> Tensor:
-            return torch.randn(self.N, channels, rows, columns, generator=generator)
-
-        rows, columns = (self.Hk, self.Wk) if self.Hk else (self.H, self.W)
-        query = placed(F.leaky_relu_(noise(self.E, self.H, self.W), 0.01), self)
-        key = (
-            query
-            if self.shared
-            else placed(F.leaky_relu_(noise(self.E, rows, columns), 0.01), self)
-        )
-        value = placed(F.leaky_relu_(noise(self.Ev, rows, columns), 0.01), self)
-        return query, key, value, placed(noise(self.Ev, self.H, self.W), self)
+        """Make query, key and value as the key transform leaves them, and a gradient of the output."""
+        noise = Noise(self, seed)
+        size = (self.Hk, self.Wk) if self.Hk else (self.H, self.W)
+        query = noise.activated(self.E, self.H, self.W)
+        key = query if self.shared else noise.activated(self.E, *size)
+        value = noise.activated(self.Ev, *size)
+        return query, key, value, noise.plain(self.Ev, self.H, self.W)
 
 
 def _no_refusal(workload: Any) -> str:
@@ -272,17 +265,23 @@ class Form:
 
     Attributes:
         name: Its name in tables.
-        compute: The function of the op's tensors.
+        compute: The function of the op's tensors, and of a call's options by name; a tensor, or one
+            for each output.
         refuses: A sentence when the form cannot take a workload, else an empty string.
         builds_matrix: Whether it holds all weights of a workload; used to predict its memory.
         provider: Module with a ``FORMS`` table that has this form, for the fresh process to import.
     """
 
     name: str
-    compute: Callable[..., Tensor]
+    compute: Callable[..., Tensor | Sequence[Tensor]]
     refuses: Callable[[Any], str] = _no_refusal
     builds_matrix: Callable[[Any], bool] = _never
     provider: str = "ocnet.engine.workload"
+
+    def run(self, call: Call, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Compute the outputs of a call on tensors."""
+        results = self.compute(*tensors, **call.options)
+        return (results,) if isinstance(results, Tensor) else tuple(results)
 
     def predicted_bytes(self, workload: Call, phase: str) -> int:
         """Predict the peak beyond the inputs: results, and two (forward) or three matrices."""
@@ -306,8 +305,10 @@ def _sdpa(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return out.mT.reshape(n, value.shape[1], h, w)
 
 
-def _sdpa_builds_matrix(workload: Workload) -> bool:
-    return workload.device == "cpu" and workload.Ev != workload.E
+def sdpa_builds_matrix(workload: Any) -> bool:
+    """Tell whether torch's kernel refuses the widths of value and key, and the matrix is built."""
+    refused: bool = workload.device == "cpu" and workload.Ev != workload.E
+    return refused
 
 
 FORMS = {
@@ -315,6 +316,6 @@ FORMS = {
     for form in (
         Form("fused", oc_attention),
         Form("naive", naive_attention, builds_matrix=lambda workload: True),
-        Form("sdpa", _sdpa, builds_matrix=_sdpa_builds_matrix),
+        Form("sdpa", _sdpa, builds_matrix=sdpa_builds_matrix),
     )
 }

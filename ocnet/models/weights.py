@@ -11,8 +11,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from ocnet.modules import ObjectContext
-from ocnet.modules.object_context import fold_shared_query
+from ocnet.modules.shared_transforms import SharedTransforms, fold_shared_query
 
 # Left by DistributedDataParallel and by torch.compile.
 _WRAPPERS = ("module.", "_orig_mod.")
@@ -157,7 +156,7 @@ def _load(
     given = {name: value for name, value in given.items() if name in own or not _is_counter(name)}
     complaints = []
     for name, module in model.named_modules():
-        if isinstance(module, ObjectContext):
+        if isinstance(module, SharedTransforms):
             complaints += fold_shared_query(given, _unwrapped(f"{name}.") if name else "")
     if complaints:
         raise ValueError(f"{argument} must fit the network, got {source}\n" + "\n".join(complaints))

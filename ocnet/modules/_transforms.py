@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The transforms that the object-context block and its local control have in common."""
+"""The transforms that the context modules have in common."""
 
 from torch import nn
 
@@ -28,12 +28,16 @@ def output_transform(value_channels: int, out_channels: int) -> nn.Conv2d:
     return transform
 
 
+def conv_abn(in_channels: int, out_channels: int, bias: bool) -> nn.Sequential:
+    """Return a 1x1 convolution with its batch norm and leaky ReLU."""
+    return nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, bias=bias), ABN(out_channels))
+
+
 def context_fusion(
-    in_channels: int, context_channels: int, out_channels: int, dropout: float
+    channels: int, out_channels: int, dropout: float, bias: bool = True
 ) -> nn.Sequential:
-    """Return what joins ``[context, features]``: 1x1 convolution, ``ABN``, channel dropout."""
+    """Return what follows on contexts and features joined: 1x1 convolution, ``ABN``, dropout."""
     return nn.Sequential(
-        nn.Conv2d(context_channels + in_channels, out_channels, 1),
-        ABN(out_channels),
+        *conv_abn(channels, out_channels, bias),
         nn.Dropout2d(dropout),
     )

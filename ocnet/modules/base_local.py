@@ -35,7 +35,7 @@ class BaseLocal(nn.Module):
         self.stages = nn.ModuleList(
             [LocalContext(in_channels, key_channels, value_channels, out_channels, window)]
         )
-        self.conv_bn_dropout = context_fusion(in_channels, out_channels, out_channels, dropout)
+        self.conv_bn_dropout = context_fusion(out_channels + in_channels, out_channels, dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``(N, out_channels, H, W)`` of features ``(N, C, H, W)``."""

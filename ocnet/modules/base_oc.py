@@ -51,7 +51,7 @@ class BaseOC(nn.Module):
             ObjectContext(in_channels, key_channels, value_channels, out_channels, size, backend)
             for size in sizes
         )
-        self.conv_bn_dropout = context_fusion(in_channels, out_channels, out_channels, dropout)
+        self.conv_bn_dropout = context_fusion(out_channels + in_channels, out_channels, dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``(N, out_channels, H, W)`` of features ``(N, C, H, W)``."""

@@ -1,27 +1,23 @@
 # SPDX-License-Identifier: MIT
 """The self-attention block of OCNet."""
 
-from collections.abc import MutableMapping
-from typing import Any
-
-import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ocnet.modules._checks import check_positive
-from ocnet.modules._transforms import key_transform, output_transform
 from ocnet.modules.points import rescale_points
+from ocnet.modules.shared_transforms import SharedTransforms
 from ocnet.ops import attention_rows, oc_attention
 from ocnet.ops._checks import shape_of
 
 
-class ObjectContext(nn.Module):
+class ObjectContext(SharedTransforms):
     """Give each pixel the values of all pixels, weighted by likeness: its object context.
 
     ``W(softmax(E ** -0.5 * <f_key(x), f_key(x)>) f_value(x))``: queries and keys share one
-    transform, which is computed once. With ``scale > 1`` the map is max-pooled first, and the
-    result is resized back bilinearly with ``align_corners=True``. ``W`` is zero at the start, and
-    so is the output.
+    transform, which is computed once, see ``SharedTransforms``. With ``scale > 1`` the map is
+    max-pooled first, and the result is resized back bilinearly with ``align_corners=True``. ``W``
+    is zero at the start, and so is the output.
 
     Args:
         in_channels: Channels ``C`` of the input.
@@ -30,12 +26,6 @@ class ObjectContext(nn.Module):
         out_channels: Channels of the output; ``in_channels`` when absent.
         scale: Edge of the max-pooling window, in pixels; 1 for none.
         backend: Back end of ``ocnet.ops.oc_attention``.
-
-    Note:
-        The batch norm of ``f_key`` has momentum 0.19. The published code evaluates the shared
-        transform twice in a training step, which moves the running statistics twice by 0.1 of the
-        same batch statistics: ``1 - 0.9 ** 2``. State dicts of that code name the transform twice;
-        equal ``f_query.*`` keys are dropped, and stand in for absent ``f_key.*`` keys.
 
     Source: Yuan and Wang, OCNet (arXiv 1809.00916), object context pooling with a shared transform.
     """
@@ -49,14 +39,11 @@ class ObjectContext(nn.Module):
         scale: int = 1,
         backend: str = "auto",
     ) -> None:
-        super().__init__()
+        if out_channels is None:
+            out_channels = in_channels
+        super().__init__(in_channels, key_channels, value_channels, out_channels)
         self.scale = check_positive("ObjectContext", "scale", scale)
         self.backend = backend
-        self.f_key = key_transform(in_channels, key_channels)
-        self.f_value = nn.Conv2d(in_channels, value_channels, 1)
-        self.W = output_transform(
-            value_channels, in_channels if out_channels is None else out_channels
-        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the object context of every pixel.
@@ -118,43 +105,3 @@ class ObjectContext(nn.Module):
                 f"window, got {shape_of(x)}"
             )
         return F.max_pool2d(x, self.scale)
-
-    def _load_from_state_dict(
-        self,
-        state_dict: dict[str, Any],
-        prefix: str,
-        local_metadata: dict[str, Any],
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
-        error_msgs.extend(fold_shared_query(state_dict, prefix))
-        super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-        )
-
-
-def fold_shared_query(state_dict: MutableMapping[str, Any], prefix: str) -> list[str]:
-    """Fold the ``f_query`` keys of one block into its ``f_key`` keys, in place.
-
-    Args:
-        state_dict: State dict, changed: every ``<prefix>f_query.*`` goes, or takes the place of an
-            absent ``<prefix>f_key.*``.
-        prefix: Name of the block with its dot, as in ``"context.2.stages.0."``.
-
-    Returns:
-        One sentence for each query tensor that differs from its key twin.
-    """
-    complaints = []
-    start = prefix + "f_query."
-    for name in [name for name in state_dict if name.startswith(start)]:
-        query = state_dict.pop(name)
-        twin = prefix + "f_key." + name.removeprefix(start)
-        key = state_dict.setdefault(twin, query)
-        if query.shape != key.shape or not torch.equal(query.to(key), key):
-            complaints.append(
-                f"ObjectContext: {name} must equal {twin}, because queries and keys share one "
-                "transform here; the file comes from a network with two"
-            )
-    return complaints

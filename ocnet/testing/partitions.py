@@ -15,10 +15,11 @@ from ocnet.testing.oracle import Results, results_of
 
 def run_partitioned(inputs: AttentionInputs, partition: Partition, backend: str) -> Results:
     """Run the op, forward and backward."""
-    return results_of(
-        lambda *maps, scale: partitioned_attention(*maps, partition, scale=scale, backend=backend),
-        inputs,
-    )
+
+    def attend(query: Tensor, key: Tensor, value: Tensor, *, scale: float | None) -> Tensor:
+        return partitioned_attention(query, key, value, partition, scale=scale, backend=backend)
+
+    return results_of(attend, inputs)
 
 
 def by_groups(

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The benchmark program: cases, gate, rows and tables; no times are judged."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import baselines, gate, rates, report, run
+from benchmarks import baselines, gate, partition_baselines, rates, report, run
+from benchmarks.backends import is_ours
 from benchmarks.cases import CASES, QUICK, Case, select
 from ocnet.engine.gather_workload import GatherWorkload
-from ocnet.engine.workload import Form, Workload
+from ocnet.engine.measure import call_of
+from ocnet.engine.partition_workload import PartitionWorkload, attend
+from ocnet.engine.workload import Call, Form, Workload
+from ocnet.ops import Grid, Strided
+from ocnet.ops.oc_attention.autograd import BACKENDS
 from ocnet.ops.oc_attention.problem import MAX_CHANNELS
 from ocnet.ops.oc_attention.reference import naive_attention
 from ocnet.ops.spatial_gather.problem import MAX_CHANNELS as MAX_GATHERED
@@ -21,7 +27,15 @@ from ocnet.ops.spatial_gather.reference import naive_gather
 
 SMALL = Workload(2, 6, 7, E=16, Ev=24)
 GATHER = GatherWorkload(2, 6, 7, C=16, K=5)
-pytestmark = pytest.mark.filterwarnings("ignore:oc_attention. no compiled back end")
+PYRAMID = PartitionWorkload(2, 7, 11, E=16, Ev=24, sizes=(1, 3))
+STEP_OF_ISA = {
+    kind: PartitionWorkload(
+        2, 6, 8, E=16, Ev=24, partition=kind, sizes=(2, 4), shared=False, layout=layout
+    )
+    for kind, layout in (("blocks", "nchw"), ("strided", "channels_last"))
+}
+IN_GROUPS = {"grid": PYRAMID, **STEP_OF_ISA}
+pytestmark = pytest.mark.filterwarnings("ignore:.*no compiled back end")
 
 
 def test_cases_are_distinct_and_legal() -> None:
@@ -35,7 +49,7 @@ def test_cases_are_distinct_and_legal() -> None:
                     assert workload.C <= MAX_GATHERED
                     assert workload.K <= MAX_REGIONS
                 else:
-                    assert max(workload.E, workload.Ev) <= MAX_CHANNELS
+                    assert max(workload.widths) <= MAX_CHANNELS
                 assert workload.io_bytes("step") > 0
 
 
@@ -53,9 +67,6 @@ def test_every_floor_of_the_study_has_its_case() -> None:
         "whole-128x256-v512": 1.649,
         "asp-48-n8": 0.033,
         "asp-97-n4": 0.272,
-        "isa-long-97-n4": 0.007,
-        "isa-short-97-n4": 0.003,
-        "isa-long-128x256": 0.017,
         "ocr-97-k19-n4": 0.001,
         "ocr-97-k150-n4": 0.006,
         "ocr-128x256-k19": 0.001,
@@ -63,6 +74,24 @@ def test_every_floor_of_the_study_has_its_case() -> None:
     for name, tflop in table.items():
         (case,) = select([name], "cuda", quick=False)
         assert case.sizes.flops("forward") / 1e12 == pytest.approx(tflop, abs=6e-4)
+
+
+def test_groups_cost_what_their_sizes_say() -> None:
+    # Two operations for each pair of pixels of one group and each of 256 + 512 channels.
+    edges_97 = {1: [97], 2: [48, 49], 3: [32, 32, 33], 6: [16] * 5 + [17]}
+    pyramid = sum(sum(edge**2 for edge in edges) ** 2 for edges in edges_97.values())
+    pairs = {
+        "pyramid-97-n1": pyramid,
+        "pyramid-97-n4": 4 * pyramid,
+        "isa-long-104-n4": 4 * 64 * 169**2,
+        "isa-short-104-n4": 4 * 169 * 64**2,
+        "isa-long-136x264": 64 * 561**2,
+        "isa-short-136x264": 561 * 64**2,
+    }
+    for name, count in pairs.items():
+        (case,) = select([name], "cuda", quick=False)
+        assert case.sizes.weights == count
+        assert case.sizes.flops("forward") == 2 * 768 * count
 
 
 def test_selection() -> None:
@@ -88,6 +117,53 @@ def test_right_gathers_pass_the_gate(name: str, dtype: str) -> None:
     workload = GATHER.on("cpu", dtype)
     verdict = gate.check(baselines.forms_of(workload)[name], gate.Expected.of(workload))
     assert verdict.ok, verdict
+
+
+@pytest.mark.parametrize("name", ["fused:reference", "published", "sdpa"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
+@pytest.mark.parametrize("kind", IN_GROUPS)
+def test_right_groups_pass_the_gate(kind: str, name: str, dtype: str) -> None:
+    workload = IN_GROUPS[kind].on("cpu", dtype)
+    verdict = gate.check(baselines.forms_of(workload)[name], gate.Expected.of(workload))
+    assert verdict.ok, verdict
+
+
+@pytest.mark.parametrize("kind", IN_GROUPS)
+def test_ways_without_the_op_keep_keys_apart_and_together(kind: str) -> None:
+    workload = dataclasses.replace(IN_GROUPS[kind], shared=not IN_GROUPS[kind].shared)
+    expected = gate.Expected.of(workload)
+    for name in ("published", "sdpa"):
+        verdict = gate.check(baselines.forms_of(workload)[name], expected)
+        assert verdict.ok, (name, verdict)
+
+
+def test_the_mask_of_flex_has_the_pairs_of_one_group() -> None:
+    # The kernel runs on a GPU only; what it is told can be read anywhere.
+    partition = Strided(2, 3)
+    mask = partition_baselines._block_mask(partition.axes(6, 7), torch.device("cpu"))
+    index = torch.arange(42)
+    told = mask.mask_mod(torch.tensor(0), torch.tensor(0), index[:, None], index[None, :])
+    group = (index // 7) % 2 * 3 + (index % 7) % 3
+    assert torch.equal(told, group[:, None] == group[None, :])
+
+
+def one_scale_as_another(*tensors: Tensor, partitions: Any) -> Any:
+    return attend(*tensors, partitions=(partitions[0], Grid(2)))
+
+
+def no_gradient_to_one_value(*tensors: Tensor, partitions: Any) -> Any:
+    tensors = (*tensors[:5], tensors[5].detach() + 0 * tensors[5])
+    return attend(*tensors, partitions=partitions)
+
+
+@pytest.mark.parametrize(
+    ("attention", "worst"),
+    [(one_scale_as_another, None), (no_gradient_to_one_value, "grad_value_1")],
+)
+def test_wrong_groups_do_not_pass_the_gate(attention: Any, worst: str | None) -> None:
+    verdict = gate.check(Form("planted", attention), gate.Expected.of(PYRAMID))
+    assert not verdict.ok
+    assert worst is None or verdict.worst == worst
 
 
 def gathered_off_in_one_region(features: Tensor, logits: Tensor) -> Tensor:
@@ -159,10 +235,21 @@ def test_forms_refuse_with_a_sentence() -> None:
     assert gathers["fused"].refuses(GATHER) == ""
     assert baselines.backend_of("fused:reference", GATHER) == "reference"
     assert baselines.backend_of("naive", GATHER) is None
+    groups = baselines.forms_of(PYRAMID)
+    assert "CUDA tensors" in groups["fused:cuda"].refuses(PYRAMID)
+    assert "CPU" in groups["flex"].refuses(PYRAMID)
+    assert groups["fused"].refuses(PYRAMID) == ""
+    assert baselines.backend_of("fused:reference", PYRAMID) == "reference"
+    assert baselines.backend_of("published", PYRAMID) is None
 
 
-def test_every_way_to_gather_can_be_asked_for_by_name() -> None:
-    assert baselines.forms_of(GATHER).keys() < baselines.FORMS.keys()
+def test_every_form_can_be_asked_for_by_name() -> None:
+    calls: tuple[Call, ...] = (SMALL, GATHER, PYRAMID)
+    assert set(baselines.NAMES) == {name for call in calls for name in baselines.forms_of(call)}
+    assert [name for name in baselines.NAMES if is_ours(name)] == [
+        "fused",
+        *(f"fused:{name}" for name in BACKENDS.names),
+    ]
 
 
 def test_floor_is_the_longer_of_compute_and_memory() -> None:
@@ -259,6 +346,53 @@ def test_rows_and_table_of_a_gather(
     assert rows[1]["saved_extra_bytes"] >= 4 * GATHER.weights
     assert report.main([str(out)]) == 0
     assert "N 2, 6 x 7, C 16, 5 regions, channels_last." in capsys.readouterr().out
+
+
+def test_rows_and_table_of_groups(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "run_jobs", lambda jobs: (job.run() for job in jobs))
+    cases = [Case(kind, "a net", call, cpu=("float32",)) for kind, call in IN_GROUPS.items()]
+    monkeypatch.setattr(run, "select", lambda *_: cases)
+    out = tmp_path / "rows.jsonl"
+    words = ["--quick", "--phases", "step", "--out", str(out)]
+    forms = ["fused:reference", "published", "sdpa", "naive", "flex"]
+    assert run.main([*words, "--forms", *forms]) == 0
+    rows = rows_of(out)
+    taken = ["fused:reference", "published", "sdpa", "flex"]
+    assert [(r["case"], r["form"]) for r in rows] == [(k, f) for k in IN_GROUPS for f in taken]
+    assert [r["status"] for r in rows] == ["ok", "ok", "ok", "refused"] * 3
+    for row, call in zip(rows[1::4], IN_GROUPS.values(), strict=True):
+        assert row["saved_extra_bytes"] >= 4 * call.weights
+        assert call_of(row["workload"]) == call.on("cpu", "float32")
+    assert rows[0]["backend"] == "reference"
+    assert report.main([str(out)]) == 0
+    table = capsys.readouterr().out
+    sizes = "grid 1, 3, E 16, Ev 24, shared query and key, channels_last."
+    assert f"N 2, 7 x 11, {sizes}" in table
+    assert "N 2, 6 x 8, blocks 2, 4, E 16, Ev 24, separate query and key, nchw." in table
+    assert "| vs published |" in table
+    assert table.count("| published | step |") == 3
+    assert table.count("1.00 x") >= 3
+
+
+def test_short_table_has_registered_cases_only() -> None:
+    row: dict[str, Any] = {
+        "device_name": "d",
+        "case": "tiny-24",
+        "form": "fused",
+        "status": "ok",
+        "workload": {"dtype": "float32", "layout": "nchw"},
+        "p50_ms": 1.0,
+        "saved_bytes": 1,
+        "peak_bytes": 1,
+        "backend": "cpu",
+    }
+    rows = [row | {"phase": "forward"}, row | {"phase": "step"}]
+    old = [each | {"case": "of the past"} for each in rows]
+    published = [each | {"form": "published", "backend": None} for each in rows]
+    assert report.summary([*old, *rows]) == report.summary(rows)
+    assert report.summary([*rows, *published]).count("| tiny-24 |") == 2
 
 
 def test_table_takes_the_last_row_of_each_kind(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Meters against known costs, and measurements that do not fit, fail or die."""
 
+import functools
 import json
 import os
 import sys
@@ -17,6 +18,7 @@ from ocnet.engine.gather_workload import FORMS as GATHER_FORMS
 from ocnet.engine.gather_workload import GatherWorkload
 from ocnet.engine.measure import Job, Measurement, measure, run_jobs
 from ocnet.engine.meters import PeakMeter, saved_bytes, time_call
+from ocnet.engine.partition_workload import PartitionWorkload, attend
 from ocnet.engine.workload import FORMS, Form, Workload
 from ocnet.ops import oc_attention
 from ocnet.ops.oc_attention.reference import naive_attention
@@ -144,6 +146,66 @@ def test_costs_of_gathering_are_those_of_its_tensors() -> None:
     assert call.flops("forward") == 2 * 4 * 9409 * 19 * 512
     assert call.flops("step") == 3 * call.flops("forward")
     assert call.result_bytes("step") == 2 * (features + logits + context)
+
+
+def test_costs_of_groups_are_those_of_their_tensors() -> None:
+    call = PartitionWorkload(2, 7, 10, E=8, Ev=12, sizes=(2, 3), dtype="bfloat16")
+    queries, values, sums = 2 * 70 * 8, 2 * 70 * 12, 4 * 2 * 70
+    assert call.io_bytes("forward") == 2 * (2 * (queries + 2 * values) + sums)
+    assert call.io_bytes("backward") == 2 * (4 * (queries + 2 * values) + sums)
+    # 7 is cut into 3 + 4 and 2 + 2 + 3, 10 into 5 + 5 and 3 + 3 + 4.
+    pairs = 2 * ((9 + 16) * (25 + 25) + (4 + 4 + 9) * (9 + 9 + 16))
+    assert call.weights == pairs
+    assert call.flops("forward") == 2 * pairs * (8 + 12)
+    assert call.flops("backward") == 2 * pairs * min(3 * 8 + 2 * 12, 2 * 8 + 3 * 12)
+    assert call.result_bytes("forward") == 2 * 2 * values
+    assert call.result_bytes("step") == 2 * 2 * (queries + 2 * values)
+    apart = PartitionWorkload(
+        1, 8, 6, E=8, Ev=12, partition="blocks", sizes=(4, 3), shared=False, dtype="float32"
+    )
+    assert apart.io_bytes("forward") == 4 * 48 * (8 + 8 + 12 + 12) + 4 * 48
+    assert apart.weights == 4 * 12**2
+    assert apart.flops("backward") == 2 * apart.weights * (3 * 8 + 2 * 12)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        PartitionWorkload(2, 7, 10, E=8, Ev=12, sizes=(1, 2, 3)),
+        PartitionWorkload(2, 8, 6, E=8, Ev=12, partition="strided", sizes=(4, 3), shared=False),
+    ],
+    ids=["pyramid", "strided"],
+)
+def test_attention_within_groups_is_measured_as_attention_is(call: PartitionWorkload) -> None:
+    stages = len(call.partitions)
+    *arguments, _ = call.inputs()
+    assert len(call.inputs()) == len(call.arguments) + stages
+    assert len({id(tensor) for tensor in arguments[:2]}) == (1 if call.shared else 2)
+    by_reference = Form("reference", functools.partial(attend, backend="reference"))
+    step = measure(by_reference, call, "step", budget_s=0)
+    assert (step.status, step.reason) == ("ok", "")
+    # Outputs, and a number for each pixel.
+    assert step.saved_extra_bytes == stages * 4 * 2 * call.L * (12 + 1)
+    assert Measurement.from_record(json.loads(json.dumps(step.to_record()))) == step
+    assert measure(by_reference, call.small(), "backward", budget_s=0).status == "ok"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"H": 0},
+        {"Ev": 0},
+        {"dtype": "int8"},
+        {"partition": "cells"},
+        {"sizes": ()},
+        {"partition": "blocks", "sizes": (4, 3)},
+        {"partition": "strided", "sizes": (2,)},
+    ],
+    ids=str,
+)
+def test_sizes_that_make_no_groups_are_refused(change: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=r"PartitionWorkload: .* must"):
+        PartitionWorkload(**({"N": 1, "H": 6, "W": 8} | change))
 
 
 def test_a_gather_is_measured_as_attention_is() -> None:

@@ -6,6 +6,7 @@ the keys too, and the backward returns one gradient for both roles.
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, Protocol
 
 import torch
@@ -223,7 +224,7 @@ def _backward(ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Any, ...]:
     saved = ctx.saved_tensors
     of_key = 0 if ctx.shared else stages
     ends = (0, stages, stages + of_key, 2 * stages + of_key)
-    query, key, value = (saved[i:j] for i, j in zip(ends, ends[1:], strict=False))
+    query, key, value = (saved[i:j] for i, j in pairwise(ends))
     results = saved[ends[-1] :]
     given = grads[:stages]
     nothing = tuple([None] * len(maps) for maps in (query, key, value))

@@ -189,7 +189,8 @@ def _check_pyramid(stages: Any, scales: Any, scale: Any) -> list[Partition]:
                 + (f" of {len(stage)}" if isinstance(stage, (tuple, list)) else "")
             )
         partition = Grid(each) if isinstance(each, int) else each
-        _check_one(_PYRAMID, *stage, partition, scale, f"stages[{i}].")
+        query, key, value = stage
+        _check_one(_PYRAMID, query, key, value, partition, scale, f"stages[{i}].")
         partitions.append(partition)
     return partitions
 

@@ -12,7 +12,8 @@ from typing import NamedTuple
 MAX_PARTS = 2**30
 
 
-class Axis(NamedTuple):
+@dataclass(frozen=True)
+class Axis:
     """Positions ``0 .. size - 1`` of one axis, dealt to ``count`` groups, none of them empty.
 
     Position ``index`` of a group is ``group * step + index * stride``. Either neighbours are together
@@ -24,6 +25,10 @@ class Axis(NamedTuple):
     count: int
     step: int
     stride: int
+
+    def numbers(self) -> tuple[int, int, int, int]:
+        """Return the numbers that say all, in the order of the native ops."""
+        return self.size, self.count, self.step, self.stride
 
     def extent(self, group: int) -> int:
         """Return the positions of a group."""
@@ -129,7 +134,7 @@ class Axes(NamedTuple):
 
     def flat(self) -> list[int]:
         """Return the numbers of both axes, as the native ops take them."""
-        return [*self.rows, *self.columns]
+        return [*self.rows.numbers(), *self.columns.numbers()]
 
 
 def _slice(axis: Axis, group: int) -> slice:
