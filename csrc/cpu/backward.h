@@ -28,6 +28,7 @@
 #include "row_statistics.h"
 #include "runtime.h"
 #include "schedule.h"
+#include "staging.h"
 #include "sums.h"
 
 namespace ocnet::cpu {
@@ -284,7 +285,15 @@ void backward(const BackwardCall<T, Element>& call) {
   if (!with_gradient && !with_values) {
     return;
   }
-  if (call.key && call.key->tokens <= kStream) {
+  const bool few = call.key && call.key->tokens <= kStream;
+  if constexpr (std::is_same_v<T, Element>) {
+    const int64_t together = groups_together<T>(call.query, call.batches);
+    if (together > 1) {
+      backward_in_stages(call, together, few, [](const auto& inner) { backward(inner); });
+      return;
+    }
+  }
+  if (few) {
     few_backward(call);
     return;
   }

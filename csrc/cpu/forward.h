@@ -17,6 +17,7 @@
 #include "packed.h"
 #include "runtime.h"
 #include "schedule.h"
+#include "staging.h"
 #include "sums.h"
 
 namespace ocnet::cpu {
@@ -233,6 +234,13 @@ void shared_forward(const ForwardCall<T, Element>& call,
 
 template <typename T, typename Element>
 void forward(const ForwardCall<T, Element>& call) {
+  if constexpr (std::is_same_v<T, Element>) {
+    const int64_t together = groups_together<T>(call.query, call.batches);
+    if (together > 1) {
+      forward_in_stages(call, together, [](const auto& inner) { forward(inner); });
+      return;
+    }
+  }
   const ForwardResults<T, Element> results{call.out, call.residual, call.lse};
   if (!call.key) {
     shared_forward(call, results);

@@ -23,6 +23,26 @@ class Groups {
   int64_t count() const { return shape_.groups(); }
   int64_t tokens() const { return shape_.tokens(); }
 
+  // Whether neighbours in a row of the map are of different groups. Those of one row of groups,
+  // next to each other in number, then take turns.
+  bool interleaved() const { return partition_.columns.stride > 1; }
+  int64_t row_of_groups() const { return shape_.columns; }
+  int64_t height() const { return shape_.height; }
+  int64_t map_width() const { return partition_.columns.size; }
+  // The map's token that begins row `row` of the row of groups that starts with `group`.
+  int64_t row_start(int64_t group, int64_t row) const {
+    const auto first = static_cast<int>(shape_.first_row + group / shape_.columns);
+    return partition_.rows.position(first, static_cast<int>(row)) * map_width();
+  }
+  // Which of the row of groups a column of the map is in, below 0 or too large for others, and
+  // which token of row `row` there.
+  int64_t turn(int64_t column) const {
+    return column % partition_.columns.stride - shape_.first_column;
+  }
+  int64_t turn_token(int64_t row, int64_t column) const {
+    return row * shape_.width + column / partition_.columns.stride;
+  }
+
   // The map's token that is a group's first one.
   int64_t origin(int64_t group) const { return segment(group).origin; }
   // How far each token of a group is from its first one, in tokens of the map.

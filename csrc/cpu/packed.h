@@ -105,6 +105,13 @@ void read_column(const Element* source, const Units& units, int64_t first, int64
     }
     return;
   }
+  if (Kind != Unit::kPair && units.row.places != nullptr && units.row.stride == 1) {
+    const int32_t* const places = units.row.places + first;
+    for (int64_t row = 0; row < count; ++row) {
+      target[row] = read_unit<T, Kind>(source + places[row], units, 0, 0);
+    }
+    return;
+  }
   for (int64_t row = 0; row < count; ++row) {
     target[row] = read_unit<T, Kind>(source + units.row[first + row], units, first + row, column);
   }
