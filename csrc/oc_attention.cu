@@ -14,75 +14,80 @@
 namespace ocnet {
 namespace {
 
-struct ForwardTensors {
-  const Tensor& query;
-  const std::optional<Tensor>& key;
-  const Tensor& value;
-  const Tensor& out;
-  const Tensor& lse;
-  const std::optional<Tensor>& residual;
-};
+using Stages = std::vector<ForwardTensors>;
 
-constexpr const char* kFunction = "oc_attention_fwd";
-
-Sizes check_forward(const ForwardTensors& tensors) {
+Sizes check_forward(const char* function, const ForwardTensors& tensors) {
   const Tensor& query = tensors.query;
-  const Sizes sizes = check_inputs(kFunction, query, tensors.key, tensors.value);
+  const Sizes sizes = check_inputs(function, query, tensors.key, tensors.value);
   const auto check = [&](const char* argument, const Tensor& tensor) {
-    check_matrix(kFunction, argument, query, {sizes.images, sizes.queries, sizes.value_channels},
+    check_matrix(function, argument, query, {sizes.images, sizes.queries, sizes.value_channels},
                  tensor);
   };
   check("out", tensors.out);
   if (tensors.residual.has_value()) {
     if (query.scalar_type() == accumulator_dtype(query.scalar_type())) {
-      fail_argument(kFunction, "residual", "be absent where nothing is rounded",
+      fail_argument(function, "residual", "be absent where nothing is rounded",
                     torch::headeronly::toString(query.scalar_type()));
     }
     check("residual", *tensors.residual);
   }
-  check_lse(kFunction, query, sizes, tensors.lse);
+  check_lse(function, query, sizes, tensors.lse);
   return sizes;
 }
 
 template <typename Params, typename scalar_t>
-Params matrices(const ForwardTensors& tensors) {
+Params matrices(const AttentionCall& call, const Stages& stages) {
   Params params;
-  params.query = input<scalar_t>("query", tensors.query);
-  params.key = tensors.key.has_value() ? input<scalar_t>("key", *tensors.key) : params.query;
-  params.value = input<scalar_t>("value", tensors.value);
-  params.out = output<scalar_t>("out", tensors.out);
-  params.lse = kernel_output<accumulator_t<scalar_t>>("lse", tensors.lse);
+  std::vector<StageWork> work;
+  for (size_t i = 0; i < stages.size(); ++i) {
+    const ForwardTensors& from = stages[i];
+    FwdStage<scalar_t>& to = params.stages[i];
+    to.query = input<scalar_t>("query", from.query);
+    to.key = from.key.has_value() ? input<scalar_t>("key", *from.key) : to.query;
+    to.value = input<scalar_t>("value", from.value);
+    to.out = output<scalar_t>("out", from.out);
+    to.residual = output<scalar_t>("residual", from.residual);
+    to.lse = per_token(kernel_output<accumulator_t<scalar_t>>("lse", from.lse), from.lse);
+    work.push_back(stage_work(call, i, from.query.size(0), to.query.tokens, to.value.tokens));
+  }
+  params.work = list_work(work);
   return params;
 }
 
 template <typename Math>
-void multiply_on_tensor_cores(const ForwardTensors& tensors, const Sizes& sizes, double scale) {
+void multiply_on_tensor_cores(const AttentionCall& call, const Stages& stages, const Sizes& sizes) {
   using scalar_t = typename Math::storage_t;
-  check_operand(kFunction, "query", tensors.query);
-  if (tensors.key.has_value()) check_operand(kFunction, "key", *tensors.key);
-  check_operand(kFunction, "value", tensors.value);
-  const TensorLauncher launch(kFunction, tensors.query);
+  for (const ForwardTensors& stage : stages) {
+    check_operand(call.function, "query", stage.query);
+    if (stage.key.has_value()) check_operand(call.function, "key", *stage.key);
+    check_operand(call.function, "value", stage.value);
+  }
+  const Tensor& query = stages[0].query;
+  const TensorLauncher launch(call.function, query);
   const AttentionShape shape{sizes.images,
                              static_cast<int>(sizes.queries),
                              static_cast<int>(sizes.keys),
                              static_cast<int>(sizes.channels),
                              static_cast<int>(sizes.value_channels),
                              arithmetic_of<Math>()};
-  auto params = matrices<MmaFwdParams<scalar_t>, scalar_t>(tensors);
-  params.residual = output<scalar_t>("residual", tensors.residual);
-  params.scale_log2 = static_cast<float>(scale * kLog2E);
-  params.plan = plan_forward(shape, launch.shared_limit(), launch.multiprocessors());
+  auto params = matrices<MmaFwdParams<scalar_t>, scalar_t>(call, stages);
+  params.scale_log2 = static_cast<float>(call.scale * kLog2E);
+  const size_t room = launch.shared_limit() - kGroupBytes;
+  params.plan = call.partitions.empty() ? plan_forward(shape, room, launch.multiprocessors())
+                                        : plan_groups(shape, !stages[0].key.has_value(),
+                                                      params.work, room, launch.multiprocessors());
   if (params.plan.warps == 0) {
-    fail_argument(kFunction, "query",
+    fail_argument(call.function, "query",
                   "have channels that fit the " + std::to_string(launch.shared_limit()) +
                       " bytes of shared memory of a block",
-                  shape_text(tensors.query.sizes()));
+                  shape_text(query.sizes()));
   }
+  deal_forward(params.work, params.plan);
   // Freed when this returns, and reused after the kernels: the allocator knows the stream.
   std::optional<Tensor> workspace;
   float* words = nullptr;
   if (params.plan.splits > 1) {
-    workspace = torch::stable::new_empty(tensors.query, {workspace_words(shape, params.plan)},
+    workspace = torch::stable::new_empty(query, {workspace_words(shape, params.plan)},
                                          torch::headeronly::ScalarType::Float);
     words = kernel_output<float>("workspace", *workspace);
   }
@@ -91,26 +96,34 @@ void multiply_on_tensor_cores(const ForwardTensors& tensors, const Sizes& sizes,
 
 }  // namespace
 
-void oc_attention_fwd(Tensor query, std::optional<Tensor> key, Tensor value, double scale,
-                      bool tf32, Tensor out, Tensor lse, std::optional<Tensor> residual) {
-  const ForwardTensors tensors{query, key, value, out, lse, residual};
-  const Sizes sizes = check_forward(tensors);
-  dispatch_floating(query.scalar_type(), kFunction, "query", [&](auto tag) {
+void attend(const AttentionCall& call, const std::vector<ForwardTensors>& stages) {
+  const Tensor& query = stages[0].query;
+  Sizes sizes;  // of the last stage: without groups, of the only one
+  for (const ForwardTensors& stage : stages) {
+    sizes = check_forward(call.function, stage);
+    if (!call.partitions.empty()) check_stage(call, stages[0], stage);
+  }
+  dispatch_floating(query.scalar_type(), call.function, "query", [&](auto tag) {
     using scalar_t = typename decltype(tag)::type;
     if constexpr (std::is_same_v<scalar_t, double>) {
-      auto params = matrices<FwdParams<double>, double>(tensors);
-      params.scale = scale;
-      launch_oc_attention_fwd(params, sizes.images, TensorLauncher(kFunction, query));
+      auto params = matrices<FwdParams<double>, double>(call, stages);
+      params.scale = call.scale;
+      launch_oc_attention_fwd(params, TensorLauncher(call.function, query));
     } else if constexpr (std::is_same_v<scalar_t, float>) {
-      if (tf32) {
-        multiply_on_tensor_cores<TF32Math>(tensors, sizes, scale);
+      if (call.tf32) {
+        multiply_on_tensor_cores<TF32Math>(call, stages, sizes);
       } else {
-        multiply_on_tensor_cores<SplitMath>(tensors, sizes, scale);
+        multiply_on_tensor_cores<SplitMath>(call, stages, sizes);
       }
     } else {
-      multiply_on_tensor_cores<NarrowMath<scalar_t>>(tensors, sizes, scale);
+      multiply_on_tensor_cores<NarrowMath<scalar_t>>(call, stages, sizes);
     }
   });
+}
+
+void oc_attention_fwd(Tensor query, std::optional<Tensor> key, Tensor value, double scale,
+                      bool tf32, Tensor out, Tensor lse, std::optional<Tensor> residual) {
+  attend({"oc_attention_fwd", scale, tf32, {}}, {{query, key, value, out, lse, residual}});
 }
 
 }  // namespace ocnet

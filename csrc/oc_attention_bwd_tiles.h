@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "common/groups.h"
 #include "common/mma_tile.cuh"
 #include "common/tokens.h"
 
@@ -147,32 +148,38 @@ struct BwdPlan {
   BwdTile tile;
   BwdLayout layout;
   int64_t blocks;
-  int64_t row_tiles;
   int slices;  // of the output channels
   int splits;  // of the streamed tokens
-  int steps;   // tiles of streamed tokens
 };
 
-// `own` and `other` tokens of `images` images. The channels of values count as output only where
-// `value` says that their gradient is wanted.
-inline BwdPlan plan_bwd(const BwdTile& tile, const BwdWork& work, bool value, int64_t images,
-                        int own, int other, int multiprocessors) {
+// Cuts `work`. The channels of values count as output only where `value` says that their gradient
+// is wanted. Streamed tokens are shared only where `may_split`: within groups sums have one order,
+// whatever is launched with them.
+inline BwdPlan plan_bwd(const BwdTile& tile, const BwdWork& kind, bool value, bool may_split,
+                        int multiprocessors, WorkTable& work) {
   BwdPlan plan = {};
   plan.tile = tile;
-  plan.layout = bwd_layout(tile, work);
-  plan.row_tiles = ceil_div(own, tile.rows);
-  const int outputs = max_of(work.tokens ? work.channels : 0, value ? work.value_channels : 0);
+  int most = 1;
+  for (int i = 0; i < work.count; ++i) most = max_of(most, work.families[i].owned);
+  // Without groups, the rows of tiles decide how many blocks share the streamed tokens.
+  if (!may_split) plan.tile.rows = min_of(tile.rows, padded_channels(most));
+  plan.layout = bwd_layout(plan.tile, kind);
+  const int outputs = max_of(kind.tokens ? kind.channels : 0, value ? kind.value_channels : 0);
   plan.slices = static_cast<int>(ceil_div(outputs, tile.width));
-  plan.steps = static_cast<int>(ceil_div(other, tile.cols));
-  plan.blocks = images * plan.row_tiles * plan.slices;
-  plan.splits = bwd_splits(plan.blocks, plan.steps, multiprocessors);
-  plan.blocks *= plan.splits;
+  const auto cut = [&](Family& family) {
+    return cut_family(family, plan.tile.rows, tile.cols, plan.slices * plan.splits);
+  };
+  plan.splits = 1;
+  plan.blocks = deal_work(work, cut);
+  if (may_split) {
+    plan.splits = bwd_splits(plan.blocks, work.families[0].col_tiles, multiprocessors);
+    plan.blocks = deal_work(work, cut);
+  }
   return plan;
 }
 
 // What one block of the plan works on.
-struct BwdPlace {
-  int64_t image;
+struct BwdPlace : WorkPlace {
   int first_row;
   int slice;
   int split;
@@ -180,16 +187,17 @@ struct BwdPlace {
 };
 
 // Slices of a tile are neighbours, then tiles that share streamed tokens.
-OCNET_HOST_DEVICE BwdPlace locate_bwd_block(const BwdPlan& plan, int64_t block) {
-  BwdPlace place;
-  place.slice = static_cast<int>(block % plan.slices);
-  block /= plan.slices;
-  place.first_row = static_cast<int>(block % plan.row_tiles) * plan.tile.rows;
-  block /= plan.row_tiles;
-  place.split = static_cast<int>(block % plan.splits);
-  place.image = block / plan.splits;
-  place.first_step = static_cast<int>(int64_t{plan.steps} * place.split / plan.splits);
-  place.end_step = static_cast<int>(int64_t{plan.steps} * (place.split + 1) / plan.splits);
+OCNET_HOST_DEVICE BwdPlace locate_bwd_block(const BwdPlan& plan, const WorkTable& work,
+                                            int64_t block) {
+  BwdPlace place = {locate_work(work, block), 0, 0, 0, 0, 0};
+  const Family& family = work.families[place.family];
+  const int tile = place.block / plan.slices;
+  place.slice = place.block - tile * plan.slices;
+  place.split = tile / family.row_tiles;
+  place.first_row = (tile - place.split * family.row_tiles) * plan.tile.rows;
+  const int64_t steps = family.col_tiles;
+  place.first_step = static_cast<int>(steps * place.split / plan.splits);
+  place.end_step = static_cast<int>(steps * (place.split + 1) / plan.splits);
   return place;
 }
 

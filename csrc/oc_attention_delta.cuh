@@ -6,6 +6,7 @@
 #include <type_traits>
 
 #include "common/device.cuh"
+#include "common/groups.h"
 #include "common/launch.cuh"
 #include "common/math.h"
 #include "common/ptx/arithmetic.cuh"
@@ -13,14 +14,20 @@
 
 namespace ocnet {
 
+// Matrices of whole maps, any strides. Groups do not matter here.
 template <typename scalar_t>
-struct DeltaParams {
-  TokenMatrix<const scalar_t> grad_out;  // (N, L, Ev), any strides, as the other two
+struct DeltaStage {
+  TokenMatrix<const scalar_t> grad_out;  // (N, L, Ev)
   TokenMatrix<const scalar_t> out;       // (N, L, Ev)
   TokenMatrix<const scalar_t> residual;  // (N, L, Ev); data is null where there is none
   accumulator_t<scalar_t>* delta;        // (N, L), contiguous
+};
+
+template <typename scalar_t>
+struct DeltaParams {
+  DeltaStage<scalar_t> stages[kStageSlots];
   bool tf32;  // grad_out is rounded as the products of the other kernels round it
-  BlockPlan plan;
+  WorkTable work;
 };
 
 // A rounded gradient has to be rounded here too: where the softmax is peaked, dP - delta is the
@@ -34,29 +41,33 @@ OCNET_DEVICE accumulator_t<scalar_t> delta_operand(scalar_t gradient, bool tf32)
   return wide;
 }
 
+constexpr int kDeltaTokens = 32;
+
 // delta[n][l] = <grad_out_l, out_l + residual_l>, but NaN when grad_out_l has an infinity: then dP
 // has one at every key, and dP - sum(P * dP), for which delta stands, is NaN at every key.
 //
-// Grid: (image, tile of 32 tokens); 256 threads, 8 per token. Thread p of a token sums channels p,
-// p + 8, ... in fp32 (fp64); the 8 sums are added in order. Lanes walk the contiguous axis.
-// Shared memory: sizeof(acc) * 256 bytes.
+// Grid: (stage, image, tile of kDeltaTokens tokens); 256 threads, 8 per token. Thread p of a token
+// sums channels p, p + 8, ... in fp32 (fp64); the 8 sums are added in order. Lanes walk the
+// contiguous axis. Shared memory: sizeof(acc) * 256 bytes.
 template <typename scalar_t>
 OCNET_KERNEL(256, 4)
-oc_attention_bwd_delta_kernel(DeltaParams<scalar_t> params) {
+oc_attention_bwd_delta_kernel(OCNET_GRID_CONSTANT DeltaParams<scalar_t> params) {
   using acc_t = accumulator_t<scalar_t>;
-  constexpr int kTokens = 32;
+  constexpr int kTokens = kDeltaTokens;
   constexpr int kParts = 8;
   acc_t* const partial = device::shared_memory<acc_t>();  // (kParts, kTokens)
 
-  const BlockPlace place = locate_block(params.plan, device::block_index(), kTokens);
-  const auto grad_out = params.grad_out.image(place.image);
-  const auto out = params.out.image(place.image);
-  const auto residual = params.residual.image(place.image);
+  const WorkPlace place = locate_work(params.work, device::block_index());
+  const DeltaStage<scalar_t>& stage = params.stages[params.work.families[place.family].stage];
+  const auto grad_out = stage.grad_out.image(place.image);
+  const auto out = stage.out.image(place.image);
+  const auto residual = stage.residual.image(place.image);
+  const int first_token = place.block * kTokens;
   const int thread = device::thread_index();
   const bool along_tokens = out.token_stride <= out.channel_stride;
   const int local = along_tokens ? thread % kTokens : thread / kParts;
   const int part = along_tokens ? thread / kTokens : thread % kParts;
-  const int token = place.first_row + local;
+  const int token = first_token + local;
 
   acc_t sum = 0;
   if (token < out.tokens) {
@@ -70,22 +81,23 @@ oc_attention_bwd_delta_kernel(DeltaParams<scalar_t> params) {
   partial[part * kTokens + local] = sum;
   device::barrier();
 
-  const int owned = place.first_row + thread;
+  const int owned = first_token + thread;
   if (thread < kTokens && owned < out.tokens) {
     acc_t total = 0;
     OCNET_UNROLL
     for (int i = 0; i < kParts; ++i) total += partial[i * kTokens + thread];
-    params.delta[place.image * out.tokens + owned] = total;
+    stage.delta[place.image * out.tokens + owned] = total;
   }
 }
 
+// `params` has all but the cut of the work.
 template <typename scalar_t, typename Launch>
-void launch_oc_attention_bwd_delta(DeltaParams<scalar_t> params, int64_t images,
-                                   const Launch& launch) {
-  params.plan = plan_blocks(images, params.out.tokens, 32, 1, 256 * sizeof(accumulator_t<scalar_t>),
-                            1, launch.shared_limit());
+void launch_oc_attention_bwd_delta(DeltaParams<scalar_t> params, const Launch& launch) {
+  const int64_t blocks = deal_work(params.work, [](Family& family) {
+    return cut_family(family, kDeltaTokens, family.owned, 1);
+  });
   launch(oc_attention_bwd_delta_kernel<scalar_t>,
-         Grid{params.plan.blocks, 256, params.plan.shared_bytes}, params);
+         Grid{blocks, 256, 256 * sizeof(accumulator_t<scalar_t>)}, params);
 }
 
 }  // namespace ocnet

@@ -1,18 +1,48 @@
 // SPDX-License-Identifier: MIT
-// Argument checks that the host sides of the forward and the backward pass share.
+// Attention on CUDA as its host sides call it, whether it has groups or not: one launch for all
+// stages. And the checks that both passes share.
 #pragma once
 
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include <torch/csrc/stable/tensor.h>
 
 #include "common/checks.h"
 #include "common/dispatch.h"
+#include "common/groups.h"
 #include "common/token_tensors.h"
 
 namespace ocnet {
+
+struct ForwardTensors {
+  Tensor query;
+  std::optional<Tensor> key;
+  Tensor value, out, lse;
+  std::optional<Tensor> residual;
+};
+
+struct BackwardTensors {
+  Tensor grad_out, query;
+  std::optional<Tensor> key;
+  Tensor value, out, lse;
+  std::optional<Tensor> residual, grad_query, grad_key, grad_value;
+};
+
+struct AttentionCall {
+  const char* function;
+  double scale;
+  bool tf32;
+  // Of each stage; none where attention has no groups, and one stage.
+  std::vector<Partition> partitions;
+};
+
+// Stages agree in which of their optional tensors are present. Everything is checked before
+// anything is written.
+void attend(const AttentionCall& call, const std::vector<ForwardTensors>& stages);
+void attend_backward(const AttentionCall& call, const std::vector<BackwardTensors>& stages);
 
 struct Sizes {
   int64_t images, queries, keys, channels, value_channels;
@@ -35,6 +65,16 @@ inline Sizes check_inputs(const char* function, const Tensor& query,
   return sizes;
 }
 
+// A stage like the first one in dtype, device and channels, whose groups are of the same tokens on
+// both sides.
+template <typename Tensors>
+void check_stage(const AttentionCall& call, const Tensors& first, const Tensors& stage) {
+  check_matrix(call.function, "query", first.query,
+               {stage.query.size(0), stage.query.size(1), first.query.size(2)}, stage.query);
+  check_matrix(call.function, "value", first.query,
+               {stage.query.size(0), stage.query.size(1), first.value.size(2)}, stage.value);
+}
+
 inline void check_lse(const char* function, const Tensor& query, const Sizes& sizes,
                       const Tensor& lse) {
   check_shape(function, "lse", {sizes.images, sizes.queries}, lse);
@@ -51,6 +91,20 @@ inline void check_operand(const char* function, const char* argument, const Tens
                   std::to_string(tensor.size(2)));
   }
   check_aligned_rows(function, argument, tensor);
+}
+
+// A number for each token: (N, L, 1).
+template <typename T>
+TokenMatrix<T> per_token(T* data, const Tensor& tensor) {
+  const auto tokens = static_cast<int>(tensor.size(1));
+  return {data, tokens, 1, 1, tokens, 1};
+}
+
+// The groups of a stage, of which blocks own the tokens of one side, and stream those of the other.
+inline StageWork stage_work(const AttentionCall& call, size_t stage, int64_t images, int owned,
+                            int streamed) {
+  return {static_cast<int>(images),
+          call.partitions.empty() ? one_group(owned) : call.partitions[stage], streamed};
 }
 
 }  // namespace ocnet

@@ -30,32 +30,9 @@
 #include "common/mma_tile.cuh"
 #include "oc_attention_bwd_combine.cuh"
 #include "oc_attention_bwd_tiles.h"
+#include "oc_attention_mma_bwd_stage.cuh"
 
 namespace ocnet {
-
-// Rows of `own`, `other` and the streamed matrices are 16-byte aligned, with channel stride 1;
-// outputs have any strides.
-template <typename storage_t>
-struct MmaBwdParams {
-  TokenMatrix<const storage_t> own;    // (N, I, E)
-  TokenMatrix<const storage_t> other;  // (N, J, E)
-  // Owned tokens as queries; data is null where they are not, or without grad_tokens.
-  TokenMatrix<const storage_t> own_grad;     // (N, I, Ev)
-  TokenMatrix<const storage_t> other_value;  // (N, J, Ev)
-  // Owned tokens as keys; data is null where they are not, of own_value also without grad_tokens.
-  TokenMatrix<const storage_t> own_value;   // (N, I, Ev)
-  TokenMatrix<const storage_t> other_grad;  // (N, J, Ev)
-  const float* lse;                         // (N, L), contiguous
-  const float* delta;                       // (N, L), contiguous; unused without grad_tokens
-  float scale;
-  // Outputs; data is null where a gradient is not wanted.
-  TokenMatrix<storage_t> grad_tokens;  // (N, I, E)
-  TokenMatrix<storage_t> grad_value;   // (N, I, Ev)
-  // Where blocks share an output: what each of them summed, to be combined.
-  TokenMatrix<float> token_sums;  // (N * splits, I, E)
-  TokenMatrix<float> value_sums;  // (N * splits, I, Ev)
-  BwdPlan plan;
-};
 
 namespace bwd {
 
@@ -89,12 +66,15 @@ template <typename Math, int kWidth, int kCols>
 struct Block {
   using storage_t = typename Math::storage_t;
   using Params = MmaBwdParams<storage_t>;
+  using Stage = MmaBwdStage<storage_t>;
+  using Span = GroupSpan<const storage_t>;
   static constexpr int kBytes = static_cast<int>(sizeof(storage_t));
   static constexpr int kPart = kPartBytes / kBytes;  // channels
 
   const Params& params;
-  unsigned char* const shared;
+  unsigned char* const shared;  // tiles
   const BwdPlace place;
+  const MmaBwdGroup<storage_t>& group;
   const int pair;               // of warps; its tokens start at 16 * pair
   const bool leads;             // group A
   const bool tokens, values;    // outputs of this slice
@@ -102,20 +82,27 @@ struct Block {
 
   OCNET_DEVICE explicit Block(const Params& all)
       : params(all),
-        shared(device::shared_memory<unsigned char>()),
-        place(locate_bwd_block(all.plan, device::block_index())),
+        shared(device::shared_memory<unsigned char>() + kGroupBytes),
+        place(locate_bwd_block(all.plan, all.work, device::block_index())),
+        group(load_group(all.stages[all.work.families[place.family].stage], place,
+                         all.work.families[place.family], all.plan.tile.rows * 4)),
         pair(device::warp_index() % (all.plan.tile.rows / kMmaRows)),
         leads(device::warp_index() < all.plan.tile.rows / kMmaRows),
-        tokens(all.grad_tokens.data != nullptr && place.slice * kWidth < all.grad_tokens.channels),
-        values(all.grad_value.data != nullptr && place.slice * kWidth < all.grad_value.channels),
-        as_query(tokens && all.own_grad.data != nullptr),
-        as_key(tokens && all.own_value.data != nullptr) {}
+        tokens(any().grad_tokens.data != nullptr &&
+               place.slice * kWidth < any().grad_tokens.channels),
+        values(any().grad_value.data != nullptr &&
+               place.slice * kWidth < any().grad_value.channels),
+        as_query(tokens && any().own_grad.data != nullptr),
+        as_key(tokens && any().own_value.data != nullptr) {}
+
+  // For what all stages have in common.
+  OCNET_DEVICE const Stage& any() const { return params.stages[0]; }
 
   OCNET_DEVICE SharedTile tile(int offset, int pitch) const { return {shared + offset, pitch}; }
-  OCNET_DEVICE int pitch() const { return tile_pitch(params.own.channels, kBytes); }
+  OCNET_DEVICE int pitch() const { return tile_pitch(any().own.channels, kBytes); }
   OCNET_DEVICE int value_pitch() const { return tile_pitch(value_channels(), kBytes); }
   OCNET_DEVICE int value_channels() const {
-    return as_query ? params.own_grad.channels : params.other_grad.channels;
+    return as_query ? any().own_grad.channels : any().other_grad.channels;
   }
   OCNET_DEVICE int first_col(int step) const { return step * kCols; }
 
@@ -128,12 +115,12 @@ struct Block {
   }
 
   // As load_tile, a copy at a time: beside the sums there are no registers to unroll with.
-  OCNET_DEVICE void load(int offset, int pitch, int rows, const TokenMatrix<const storage_t>& from,
-                         int first_token, int first_channel, int channels) const {
+  OCNET_DEVICE void load(int offset, int pitch, int rows, const Span& from, int first_token,
+                         int first_channel, int channels) const {
     constexpr int kPerChunk = kChunkBytes / kBytes;
     const SharedTile to = tile(offset, pitch);
-    const TokenMatrix<const storage_t> source = from.image(place.image);
-    const int most = padded_channels(from.channels) - first_channel;
+    const auto source = group.rows(from);
+    const int most = padded_channels(source.channels) - first_channel;
     const int chunks = min_of(channels, most) / kPerChunk;
     // Threads that share a row: a power of two, so that finding the row takes no division.
     const int shift = chunks > 16 ? 5 : chunks > 8 ? 4 : 3;
@@ -141,27 +128,38 @@ struct Block {
     const int step = params.plan.tile.rows * 4 >> shift;
     for (int chunk = thread & ((1 << shift) - 1); chunk < chunks; chunk += 1 << shift) {
       const int channel = first_channel + chunk * kPerChunk;
-      const int left = min_of((from.channels - channel) * kBytes, kChunkBytes);
+      const int left = min_of((source.channels - channel) * kBytes, kChunkBytes);
       OCNET_UNROLL_BY(1)
       for (int row = thread >> shift; row < rows; row += step) {
         const int token = first_token + row;
-        const int valid = token < from.tokens ? max_of(0, left) : 0;
+        const int valid = token < source.tokens ? max_of(0, left) : 0;
         const storage_t* const address = valid > 0 ? source.at(token, channel) : source.data;
         ptx::copy_async<kChunkBytes>(to.address(row, chunk), address, valid);
       }
     }
   }
+  OCNET_DEVICE void load_own(int offset, int pitch, const Span& from, int first_channel,
+                             int channels) const {
+    load(offset, pitch, params.plan.tile.rows, from, place.first_row, first_channel, channels);
+  }
+  OCNET_DEVICE void load_other(int offset, int pitch, const Span& from, int step, int first_channel,
+                               int channels) const {
+    load(offset, pitch, kCols, from, first_col(step), first_channel, channels);
+  }
 
   // lse and delta of the streamed queries.
   OCNET_DEVICE void load_vectors(int step) const {
     const int thread = device::thread_index();
-    if (params.other_grad.data == nullptr || thread >= kCols) return;
+    if (any().other_grad.data == nullptr || thread >= kCols) return;
     const int token = first_col(step) + thread;
-    const int valid = token < params.other.tokens ? 4 : 0;
-    const int64_t first = place.image * params.other.tokens + (valid > 0 ? token : 0);
     const uint32_t to = ptx::shared_address(shared + params.plan.layout.vectors) + thread * 4;
-    ptx::copy_async<4>(to, params.lse + first, valid);
-    if (tokens) ptx::copy_async<4>(to + kCols * 4, params.delta + first, valid);
+    const auto copy = [&](uint32_t at, const GroupSpan<const float>& from) {
+      const auto source = group.rows(from);
+      const bool valid = token < source.tokens;
+      ptx::copy_async<4>(at, valid ? source.at(token, 0) : source.data, valid ? 4 : 0);
+    };
+    copy(to, group.other_lse);
+    if (tokens) copy(to + kCols * 4, group.other_delta);
   }
 
   // sums += the products over one part of both sides.
@@ -178,10 +176,9 @@ struct Block {
     const BwdLayout& at = params.plan.layout;
     ptx::copy_async_wait<0>();
     device::barrier();  // V_J is here, and X_J and dO_J are free
-    load(at.other, pitch(), kCols, params.other, first_col(step), 0, kLargestChannels);
-    if (params.other_grad.data != nullptr) {
-      load(at.other_grad, value_pitch(), kCols, params.other_grad, first_col(step), 0,
-           kLargestChannels);
+    load_other(at.other, pitch(), group.other, step, 0, kLargestChannels);
+    if (any().other_grad.data != nullptr) {
+      load_other(at.other_grad, value_pitch(), group.other_grad, step, 0, kLargestChannels);
     }
     load_vectors(step);
     ptx::copy_async_commit();
@@ -202,48 +199,40 @@ struct Block {
       const int rows = leads ? at.own : at.own_value;
       const int cols = leads ? at.other : at.other_grad;
       const int bytes = leads ? pitch() : value_pitch();
-      const int channels = padded_channels(leads ? params.own.channels : value_channels());
+      const int channels = padded_channels(leads ? any().own.channels : value_channels());
       multiply_part(scores, tile(rows, bytes), tile(cols, bytes), channels);
     }
   }
 
   OCNET_DEVICE void load_value(int step) const {
     if (as_query) {
-      load(params.plan.layout.other_value, value_pitch(), kCols, params.other_value,
-           first_col(step), 0, kLargestChannels);
+      load_other(params.plan.layout.other_value, value_pitch(), group.other_value, step, 0,
+                 kLargestChannels);
     }
     ptx::copy_async_commit();
   }
 
   OCNET_DEVICE void load_resident() const {
     const BwdLayout& at = params.plan.layout;
-    const int rows = params.plan.tile.rows;
-    load(at.own, pitch(), rows, params.own, place.first_row, 0, kLargestChannels);
-    if (as_query) {
-      load(at.own_grad, value_pitch(), rows, params.own_grad, place.first_row, 0, kLargestChannels);
-    }
-    if (as_key) {
-      load(at.own_value, value_pitch(), rows, params.own_value, place.first_row, 0,
-           kLargestChannels);
-    }
+    load_own(at.own, pitch(), group.own, 0, kLargestChannels);
+    if (as_query) load_own(at.own_grad, value_pitch(), group.own_grad, 0, kLargestChannels);
+    if (as_key) load_own(at.own_value, value_pitch(), group.own_value, 0, kLargestChannels);
     load_value(place.first_step);
   }
 
   // One part of every tile, into one of two stages.
   OCNET_DEVICE void load_part(int step, int part) const {
     const BwdLayout& at = params.plan.layout;
-    const int stage = part % 2 * at.stage;
-    const int rows = params.plan.tile.rows;
+    const int room = part % 2 * at.stage;
     const int channel = part * kPart;
-    const auto take = [&](int own_at, int other_at, const TokenMatrix<const storage_t>& own,
-                          const TokenMatrix<const storage_t>& other) {
+    const auto take = [&](int own_at, int other_at, const Span& own, const Span& other) {
       if (channel >= own.channels) return;
-      load(stage + own_at, kPartBytes, rows, own, place.first_row, channel, kPart);
-      load(stage + other_at, kPartBytes, kCols, other, first_col(step), channel, kPart);
+      load_own(room + own_at, kPartBytes, own, channel, kPart);
+      load_other(room + other_at, kPartBytes, other, step, channel, kPart);
     };
-    take(at.own, at.other, params.own, params.other);
-    if (as_query) take(at.own_grad, at.other_value, params.own_grad, params.other_value);
-    if (as_key) take(at.own_value, at.other_grad, params.own_value, params.other_grad);
+    take(at.own, at.other, group.own, group.other);
+    if (as_query) take(at.own_grad, at.other_value, group.own_grad, group.other_value);
+    if (as_key) take(at.own_value, at.other_grad, group.own_value, group.other_grad);
     ptx::copy_async_commit();
   }
 
@@ -252,7 +241,7 @@ struct Block {
   OCNET_DEVICE void multiply_parts(float (&half)[kCols / 8][4], float (&scores)[kCols / 8][4],
                                    int step) const {
     const BwdLayout& at = params.plan.layout;
-    const int channels = padded_channels(params.own.channels);
+    const int channels = padded_channels(any().own.channels);
     const int value_channels = as_query || as_key ? padded_channels(this->value_channels()) : 0;
     clear_sums(half);
     clear_sums(scores);
@@ -278,11 +267,10 @@ struct Block {
     }
     const int first_channel = place.slice * kWidth;
     if (tokens) {
-      load(at.wide, kWidth * kBytes, kCols, params.other, first_col(step), first_channel, kWidth);
+      load_other(at.wide, kWidth * kBytes, group.other, step, first_channel, kWidth);
     }
     if (values) {
-      load(at.wide_grad, kWidth * kBytes, kCols, params.other_grad, first_col(step), first_channel,
-           kWidth);
+      load_other(at.wide_grad, kWidth * kBytes, group.other_grad, step, first_channel, kWidth);
     }
     ptx::copy_async_commit();
   }
@@ -303,7 +291,7 @@ struct Block {
   OCNET_DEVICE void make_value_weights(float (&weights)[kCols / 8][4],
                                        const float (&scores)[kCols / 8][4], int step) const {
     const auto* const lse = reinterpret_cast<const float*>(shared + params.plan.layout.vectors);
-    const int left = params.other.tokens - first_col(step);
+    const int left = group.other.tokens - first_col(step);
     OCNET_UNROLL
     for (int n = 0; n < kCols / 8; ++n) {
       OCNET_UNROLL
@@ -322,7 +310,7 @@ struct Block {
                                        int step) const {
     const BwdLayout& at = params.plan.layout;
     const auto* const lse = reinterpret_cast<const float*>(shared + at.vectors);
-    const int left = params.other.tokens - first_col(step);
+    const int left = group.other.tokens - first_col(step);
     OCNET_UNROLL
     for (int n = 0; n < kCols / 8; ++n) {
       const Quad scores = handed(at.scores, n);
@@ -346,14 +334,15 @@ struct Block {
   }
 
   // lse and delta of the two owned queries of this thread, 0 past the end.
-  OCNET_DEVICE void load_rows(float (&lse)[2], float (&delta)[2]) const {
+  OCNET_DEVICE void load_rows(float (&row_lse)[2], float (&row_delta)[2]) const {
+    const auto lse = group.rows(group.own_lse);
+    const auto delta = group.rows(group.own_delta);
     OCNET_UNROLL
     for (int i = 0; i < 2; ++i) {
       const int token = first_token() + device::lane_index() / 4 + 8 * i;
-      const bool valid = as_query && token < params.own.tokens;
-      const int64_t index = place.image * params.own.tokens + token;
-      lse[i] = valid ? params.lse[index] : 0.0f;
-      delta[i] = valid ? params.delta[index] : 0.0f;
+      const bool valid = as_query && token < lse.tokens;
+      row_lse[i] = valid ? *lse.at(token, 0) : 0.0f;
+      row_delta[i] = valid ? *delta.at(token, 0) : 0.0f;
     }
   }
 
@@ -374,9 +363,9 @@ struct Block {
       OCNET_UNROLL
       for (int i = 0; i < 4; ++i) sums[n][i] *= factor;
     }
-    TokenMatrix<storage_t> to = params.grad_tokens;
-    if (leads) to = params.grad_value;
-    store_rows(sums, to.image(place.image), first_token(), first_channel);
+    GroupSpan<storage_t> to = group.grad_tokens;
+    if (leads) to = group.grad_value;
+    store_rows(sums, group.rows(to), first_token(), first_channel);
   }
 
   static constexpr int kLargestChannels = 512;
@@ -386,12 +375,12 @@ struct Block {
 
 // Gradients of `rows` owned tokens, kWidth channels of each.
 //
-// Grid: (image, share of the streamed tokens, tile of owned tokens, slice of output channels),
+// Grid: (group, share of the streamed tokens, tile of owned tokens, slice of output channels),
 // slice fastest; rows * 4 threads. Products are those of Math, sums are fp32. Shared memory:
 // BwdLayout.
 template <typename Math, int kWidth, int kCols>
 OCNET_KERNEL(256, 1)
-oc_attention_mma_bwd_kernel(MmaBwdParams<typename Math::storage_t> params) {
+oc_attention_mma_bwd_kernel(OCNET_GRID_CONSTANT MmaBwdParams<typename Math::storage_t> params) {
   const bwd::Block<Math, kWidth, kCols> block(params);
   const BwdLayout& at = params.plan.layout;
   const bool resident = params.plan.tile.resident;
@@ -408,7 +397,8 @@ oc_attention_mma_bwd_kernel(MmaBwdParams<typename Math::storage_t> params) {
   if (resident) block.load_resident();
   for (int step = block.place.first_step;; ++step) {
     if (step > block.place.first_step && sums_something) {
-      const int output = block.leads ? params.grad_value.channels : params.grad_tokens.channels;
+      const int output =
+          block.leads ? block.any().grad_value.channels : block.any().grad_tokens.channels;
       accumulate_tokens<Math, kCols, kWidth>(sums, half, block.wide_tile(),
                                              padded_channels(output) - block.place.slice * kWidth);
     }
@@ -457,7 +447,8 @@ inline TokenMatrix<float> take_sums(float*& workspace, int64_t images, int token
 template <typename Math, typename Params, typename Launch>
 void launch_tile(const Params& params, const Launch& launch) {
   const BwdTile& tile = params.plan.tile;
-  const Grid grid{params.plan.blocks, tile.rows * 4, static_cast<size_t>(params.plan.layout.bytes)};
+  const Grid grid{params.plan.blocks, tile.rows * 4,
+                  static_cast<size_t>(params.plan.layout.bytes + kGroupBytes)};
   if (tile.width == 128) {
     launch(oc_attention_mma_bwd_kernel<Math, 128, 32>, grid, params);
     return;
@@ -473,42 +464,45 @@ void launch_tile(const Params& params, const Launch& launch) {
 
 }  // namespace bwd
 
-// Launches one pass. `params` has all but the sums and the plan; workspace(count) returns room for
-// fp32 numbers that lives until the stream is past the launches.
+// Launches one pass. `params` has all but the sums, the plan and the cut of the work; may_split:
+// see plan_bwd. workspace(count) returns room for fp32 numbers that lives until the stream is past
+// the launches.
 template <typename Math, typename Workspace, typename Launch>
-void launch_oc_attention_mma_bwd(MmaBwdParams<typename Math::storage_t> params, int64_t images,
+void launch_oc_attention_mma_bwd(const char* function,
+                                 MmaBwdParams<typename Math::storage_t> params, bool may_split,
                                  const Workspace& workspace, const Launch& launch) {
-  BwdWork work = {};
-  work.element_bytes = static_cast<int>(sizeof(typename Math::storage_t));
-  work.channels = params.own.channels;
-  work.value_channels = max_of(params.own_grad.channels, params.other_grad.channels);
-  work.as_query = params.own_grad.data != nullptr;
-  work.as_key = params.other_grad.data != nullptr;
-  work.tokens = params.grad_tokens.data != nullptr;
-  const bool value = params.grad_value.data != nullptr;
-  const BwdTile* const tile = find_bwd_tile(work, launch.shared_limit());
+  const MmaBwdStage<typename Math::storage_t>& stage = params.stages[0];
+  BwdWork kind = {};
+  kind.element_bytes = static_cast<int>(sizeof(typename Math::storage_t));
+  kind.channels = stage.own.channels;
+  kind.value_channels = max_of(stage.own_grad.channels, stage.other_grad.channels);
+  kind.as_query = stage.own_grad.data != nullptr;
+  kind.as_key = stage.other_grad.data != nullptr;
+  kind.tokens = stage.grad_tokens.data != nullptr;
+  const bool value = stage.grad_value.data != nullptr;
+  const BwdTile* const tile = find_bwd_tile(kind, launch.shared_limit() - kGroupBytes);
   if (tile == nullptr) {
-    throw std::runtime_error("oc_attention_bwd: no tile fits in " +
+    throw std::runtime_error(std::string(function) + ": no tile fits in " +
                              std::to_string(launch.shared_limit()) + " bytes of shared memory");
   }
-  params.plan = plan_bwd(*tile, work, value, images, params.own.tokens, params.other.tokens,
-                         launch.multiprocessors());
+  params.plan = plan_bwd(*tile, kind, value, may_split, launch.multiprocessors(), params.work);
   const int splits = params.plan.splits;
+  const int64_t images = params.work.families[0].images;
   if (splits > 1) {
     const int64_t shares = images * splits;
-    const int outputs = (work.tokens ? work.channels : 0) + (value ? work.value_channels : 0);
-    float* room = workspace(shares * params.own.tokens * outputs);
-    if (work.tokens) {
-      params.token_sums = bwd::take_sums(room, shares, params.own.tokens, work.channels);
+    const int outputs = (kind.tokens ? kind.channels : 0) + (value ? kind.value_channels : 0);
+    float* room = workspace(shares * stage.own.tokens * outputs);
+    if (kind.tokens) {
+      params.token_sums = bwd::take_sums(room, shares, stage.own.tokens, kind.channels);
     }
     if (value) {
-      params.value_sums = bwd::take_sums(room, shares, params.own.tokens, work.value_channels);
+      params.value_sums = bwd::take_sums(room, shares, stage.own.tokens, kind.value_channels);
     }
   }
   bwd::launch_tile<Math>(params, launch);
   if (splits > 1) {
-    combine_shares(params.token_sums, params.grad_tokens, images, splits, params.scale, launch);
-    combine_shares(params.value_sums, params.grad_value, images, splits,
+    combine_shares(params.token_sums, stage.grad_tokens, images, splits, params.scale, launch);
+    combine_shares(params.value_sums, stage.grad_value, images, splits,
                    bwd::WeightShift<Math>::kInverse, launch);
   }
 }

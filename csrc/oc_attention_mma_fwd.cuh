@@ -7,6 +7,7 @@
 #include "common/mma_store.cuh"
 #include "common/mma_tile.cuh"
 #include "oc_attention_combine.cuh"
+#include "oc_attention_fwd_stage.cuh"
 #include "oc_attention_softmax.cuh"
 #include "oc_attention_tiles.h"
 
@@ -14,36 +15,31 @@ namespace ocnet {
 
 template <typename scalar_t>
 struct MmaFwdParams {
-  TokenMatrix<const scalar_t> query;  // (N, L, E)
-  TokenMatrix<const scalar_t> key;    // (N, S, E)
-  TokenMatrix<const scalar_t> value;  // (N, S, Ev)
-  TokenMatrix<scalar_t> out;          // (N, L, Ev)
-  TokenMatrix<scalar_t> residual;     // (N, L, Ev); data is null where it is not wanted
-  float* lse;                         // (N, L), contiguous
-  TokenMatrix<float> partial;         // (N * splits, L, PartialRow of Ev), if there are splits
-  float scale_log2;                   // of scores, in powers of two
+  FwdStage<scalar_t> stages[kStageSlots];
+  TokenMatrix<float> partial;  // (N * splits, L, PartialRow of Ev), if there are splits
+  float scale_log2;            // of scores, in powers of two
   ForwardPlan plan;
+  WorkTable work;
 };
 
 // What one block works on.
-struct FwdPlace {
-  int64_t image;
+struct FwdPlace : WorkPlace {
   int slice, split, walker;
   int first_key_tile, key_tiles;
 
   // Parts of the keys are neighbours, then slices: blocks that run together share their queries.
-  OCNET_DEVICE FwdPlace(const ForwardPlan& plan, int64_t block) {
-    split = static_cast<int>(block % plan.splits);
-    block /= plan.splits;
-    slice = static_cast<int>(block % plan.slices);
-    block /= plan.slices;
-    walker = static_cast<int>(block % plan.walkers);
-    image = block / plan.walkers;
-    first_key_tile = first_of(plan, split);
-    key_tiles = first_of(plan, split + 1) - first_key_tile;
+  OCNET_DEVICE FwdPlace(const ForwardPlan& plan, const WorkTable& work)
+      : WorkPlace(locate_work(work, device::block_index())) {
+    const Family& own = work.families[family];
+    const int slices = block / plan.splits;
+    split = block - slices * plan.splits;
+    walker = slices / plan.slices;
+    slice = slices - walker * plan.slices;
+    first_key_tile = first_of(own, plan, split);
+    key_tiles = first_of(own, plan, split + 1) - first_key_tile;
   }
-  OCNET_DEVICE static int first_of(const ForwardPlan& plan, int split) {
-    return static_cast<int>(static_cast<int64_t>(plan.key_tiles) * split / plan.splits);
+  OCNET_DEVICE static int first_of(const Family& own, const ForwardPlan& plan, int split) {
+    return static_cast<int>(static_cast<int64_t>(own.col_tiles) * split / plan.splits);
   }
   // The key tile of a step that starts at tile `start` and wraps at the end of the part.
   OCNET_DEVICE int key_tile(int start, int step) const {
@@ -60,24 +56,27 @@ struct FwdTiles {
   // Channels of a value tile are loaded and read in whole groups.
   static constexpr int kGroup = value_group(kWidth);
 
-  TokenMatrix<const storage_t> key, value;
+  const FwdStage<storage_t>& any;  // for what all stages have in common
+  const FwdGroup<storage_t>& group;
   unsigned char* keys;
   unsigned char* values;
   int first_channel;
 
-  OCNET_DEVICE FwdTiles(const MmaFwdParams<storage_t>& params, const FwdPlace& place)
-      : key(params.key.image(place.image)), value(params.value.image(place.image)) {
+  OCNET_DEVICE FwdTiles(const MmaFwdParams<storage_t>& params, const FwdGroup<storage_t>& own,
+                        const FwdPlace& place, int col_tiles)
+      : any(params.stages[0]), group(own), first_channel(place.slice * kWidth) {
     const ForwardPlan& plan = params.plan;
-    first_channel = place.slice * kWidth;
-    keys = device::shared_memory<unsigned char>() + plan.warps * kMmaRows * key_pitch();
-    values = keys + (plan.resident ? plan.key_tiles : 1) * kCols * key_pitch();
+    keys = device::shared_memory<unsigned char>() + kGroupBytes;
+    if (!plan.queries_are_keys) keys += plan.warps * kMmaRows * key_pitch();
+    values = keys + (plan.resident ? col_tiles : 1) * kCols * key_pitch();
   }
-  OCNET_DEVICE int key_pitch() const { return tile_pitch(key.channels, kBytes); }
+  OCNET_DEVICE int key_pitch() const { return tile_pitch(channels(), kBytes); }
+  OCNET_DEVICE int channels() const { return any.key.channels; }
   OCNET_DEVICE int value_pitch() const {
-    return ocnet::value_pitch(value.channels, kWidth, kBytes);
+    return ocnet::value_pitch(any.value.channels, kWidth, kBytes);
   }
   OCNET_DEVICE int value_channels() const {
-    return grouped_values(value.channels - first_channel, kWidth);
+    return grouped_values(any.value.channels - first_channel, kWidth);
   }
   OCNET_DEVICE SharedTile key_tile(int slot) const {
     return {keys + slot * kCols * key_pitch(), key_pitch()};
@@ -88,38 +87,43 @@ struct FwdTiles {
 
   // By all threads of the block, which commit.
   OCNET_DEVICE void load_keys(int tile, int slot, int threads) const {
-    load_tile(key_tile(slot), kCols, key, tile * kCols, 0, padded_channels(key.channels),
-              device::thread_index(), threads);
+    load_tile(key_tile(slot), kCols, group.rows(group.key), tile * kCols, 0,
+              padded_channels(channels()), device::thread_index(), threads);
   }
   OCNET_DEVICE void load_values(int tile, int slot, int threads) const {
-    load_tile(value_tile(slot), kCols, value, tile * kCols, first_channel, value_channels(),
-              device::thread_index(), threads);
+    load_tile(value_tile(slot), kCols, group.rows(group.value), tile * kCols, first_channel,
+              value_channels(), device::thread_index(), threads);
   }
 };
 
-// A warp's own query rows, which no other warp touches.
+// 16 rows of queries, from one on: behind the block's Group. They are a warp's own, which no other
+// warp touches, or where the keys lie.
+OCNET_DEVICE SharedTile query_rows(int row, int pitch) {
+  return {device::shared_memory<unsigned char>() + kGroupBytes + row * pitch, pitch};
+}
+
+// Starts the copies of a warp's own query rows.
 template <typename storage_t>
-OCNET_DEVICE SharedTile load_query_rows(const TokenMatrix<const storage_t>& query, int first_row) {
-  const int pitch = tile_pitch(query.channels, sizeof(storage_t));
-  const SharedTile rows{
-      device::shared_memory<unsigned char>() + device::warp_index() * kMmaRows * pitch, pitch};
+OCNET_DEVICE void load_query_rows(const FwdGroup<storage_t>& group, int first_row) {
+  const auto query = group.rows(group.query);
+  const SharedTile rows =
+      query_rows(device::warp_index() * kMmaRows, tile_pitch(query.channels, sizeof(storage_t)));
   load_tile(rows, kMmaRows, query, first_row, 0, padded_channels(query.channels),
             device::lane_index(), device::kWarpThreads);
-  return rows;
 }
 
 // Writes out, the residual and lse of a warp's rows.
 template <typename scalar_t, int kColumns>
-OCNET_DEVICE void store_results(const MmaFwdParams<scalar_t>& params, const FwdPlace& place,
+OCNET_DEVICE void store_results(const FwdGroup<scalar_t>& group, const FwdPlace& place,
                                 const SoftmaxRows& softmax, float (&sums)[kColumns][4],
                                 int first_row, int first_channel) {
   if (place.slice == 0 && device::lane_index() % 4 == 0) {  // one writer per row
-    float* const lse = params.lse + place.image * params.query.tokens;
+    const auto lse = group.rows(group.lse);
     OCNET_UNROLL
     for (int r = 0; r < 2; ++r) {
       const int row = first_row + device::lane_index() / 4 + 8 * r;
-      if (row < params.query.tokens) {
-        lse[row] = log_sum_exp(kLn2 * softmax.maximum[r], softmax.total[r]);
+      if (row < lse.tokens) {
+        *lse.at(row, 0) = log_sum_exp(kLn2 * softmax.maximum[r], softmax.total[r]);
       }
     }
   }
@@ -128,15 +132,15 @@ OCNET_DEVICE void store_results(const MmaFwdParams<scalar_t>& params, const FwdP
     OCNET_UNROLL
     for (int i = 0; i < 4; ++i) sums[n][i] *= 1.0f / softmax.divisor(i / 2);
   }
-  store_rows(sums, params.out.image(place.image), first_row, first_channel);
+  store_rows(sums, group.rows(group.out), first_row, first_channel);
   if constexpr (sizeof(scalar_t) == 2) {
-    if (params.residual.data == nullptr) return;
+    if (group.residual.data == nullptr) return;
     OCNET_UNROLL
     for (int n = 0; n < kColumns; ++n) {
       OCNET_UNROLL
       for (int i = 0; i < 4; ++i) sums[n][i] = rounding_loss<scalar_t>(sums[n][i]);
     }
-    store_rows(sums, params.residual.image(place.image), first_row, first_channel);
+    store_rows(sums, group.rows(group.residual), first_row, first_channel);
   }
 }
 
@@ -169,19 +173,22 @@ OCNET_DEVICE void store_partial(const MmaFwdParams<scalar_t>& params, const FwdP
 // Streaming, the copy of a value tile runs under its scores, that of the next keys under the sums
 // over values: one tile of each is enough, with two barriers for the block. Resident, warps go
 // their own ways after the first barrier, and a warp's next queries are copied under its softmax,
-// sums and stores.
+// sums and stores; where they are keys too, they are there already.
 //
 // Where there are as many keys as queries the walk over keys starts at the block's own: with shared
-// keys a pixel is most similar to itself, so the first maximum is near the last.
+// keys a pixel is most similar to itself, so the first maximum is near the last. Not so in groups,
+// whose results must not depend on the tile of queries.
 template <typename Math, int kCols, int kWidth>
 OCNET_KERNEL(kMmaThreads, 1)
-oc_attention_mma_fwd_kernel(MmaFwdParams<typename Math::storage_t> params) {
+oc_attention_mma_fwd_kernel(OCNET_GRID_CONSTANT MmaFwdParams<typename Math::storage_t> params) {
   using storage_t = typename Math::storage_t;
   using Tiles = FwdTiles<storage_t, kCols, kWidth>;
   const ForwardPlan& plan = params.plan;
-  const FwdPlace place(plan, device::block_index());
-  const Tiles tiles(params, place);
-  const auto query = params.query.image(place.image);
+  const FwdPlace place(plan, params.work);
+  const Family& family = params.work.families[place.family];
+  const auto& group =
+      load_group(params.stages[family.stage], place, family, plan.warps * device::kWarpThreads);
+  const Tiles tiles(params, group, place, family.col_tiles);
   const int threads = plan.warps * device::kWarpThreads;
   const int tile_rows = plan.warps * kMmaRows;
   const auto first_row_of = [&](int tile) {
@@ -189,13 +196,14 @@ oc_attention_mma_fwd_kernel(MmaFwdParams<typename Math::storage_t> params) {
   };
   const auto start_of = [&](int tile) {
     const int own = tile * tile_rows / kCols - place.first_key_tile;
-    const bool has_own = query.tokens == tiles.key.tokens && own >= 0 && own < place.key_tiles;
+    const bool has_own =
+        plan.own_keys_first && family.owned == family.streamed && own >= 0 && own < place.key_tiles;
     return place.first_key_tile + (has_own ? own : 0);
   };
 
-  const SharedTile rows = load_query_rows(query, first_row_of(place.walker));
+  if (!plan.queries_are_keys) load_query_rows(group, first_row_of(place.walker));
   if (plan.resident) {
-    for (int tile = 0; tile < plan.key_tiles; ++tile) {
+    for (int tile = 0; tile < family.col_tiles; ++tile) {
       tiles.load_keys(tile, tile, threads);
       tiles.load_values(tile, tile, threads);
     }
@@ -203,8 +211,16 @@ oc_attention_mma_fwd_kernel(MmaFwdParams<typename Math::storage_t> params) {
     tiles.load_keys(start_of(place.walker), 0, threads);
   }
   ptx::copy_async_commit();
+  if (plan.resident) {
+    ptx::copy_async_wait<0>();
+    device::barrier();
+  }
 
-  for (int tile = place.walker; tile < plan.row_tiles; tile += plan.walkers) {
+  for (int tile = place.walker; tile < family.row_tiles; tile += family.walkers) {
+    if (plan.resident && first_row_of(tile) >= group.query.tokens) break;
+    const SharedTile rows =
+        query_rows(plan.queries_are_keys ? first_row_of(tile) : device::warp_index() * kMmaRows,
+                   tiles.key_pitch());
     const int start = start_of(tile);
     SoftmaxRows softmax;
     float sums[kWidth / 8][4];
@@ -215,12 +231,10 @@ oc_attention_mma_fwd_kernel(MmaFwdParams<typename Math::storage_t> params) {
       const bool is_last = step + 1 == place.key_tiles;
       // The keys have come, and the queries at first; values of the step before are done with.
       if (!plan.resident || step == 0) ptx::copy_async_wait<0>();
-      if (!plan.resident || (step == 0 && tile == place.walker)) {
-        device::barrier();
-      } else {
+      if (plan.resident) {
         device::sync_warp();
-      }
-      if (!plan.resident) {
+      } else {
+        device::barrier();
         tiles.load_values(key_tile, 0, threads);
         ptx::copy_async_commit();
       }
@@ -228,13 +242,14 @@ oc_attention_mma_fwd_kernel(MmaFwdParams<typename Math::storage_t> params) {
       float scores[kCols / 8][4];
       clear_sums(scores);
       multiply_rows<Math, kCols>(scores, rows, 0, tiles.key_tile(slot), 0,
-                                 padded_channels(query.channels));
-      if (plan.resident && is_last && tile + plan.walkers < plan.row_tiles) {
+                                 padded_channels(tiles.channels()));
+      if (plan.resident && is_last && !plan.queries_are_keys &&
+          first_row_of(tile + family.walkers) < group.query.tokens) {
         device::sync_warp();
-        load_query_rows(query, first_row_of(tile + plan.walkers));
+        load_query_rows(group, first_row_of(tile + family.walkers));
         ptx::copy_async_commit();
       }
-      softmax.template weigh<kCols>(scores, params.scale_log2, tiles.key.tokens - key_tile * kCols,
+      softmax.template weigh<kCols>(scores, params.scale_log2, group.key.tokens - key_tile * kCols,
                                     sums);
 
       // The values have come, and the keys are done with.
@@ -252,7 +267,7 @@ oc_attention_mma_fwd_kernel(MmaFwdParams<typename Math::storage_t> params) {
     }
     softmax.template finish<Math>();
     if (plan.splits == 1) {
-      store_results(params, place, softmax, sums, first_row_of(tile), tiles.first_channel);
+      store_results(group, place, softmax, sums, first_row_of(tile), tiles.first_channel);
     } else {
       store_partial(params, place, softmax, sums, first_row_of(tile), tiles.first_channel);
     }
@@ -276,12 +291,14 @@ bool launch_if_planned(const MmaFwdParams<typename Math::storage_t>& params, con
   const ForwardPlan& plan = params.plan;
   if (plan.cols != kCols || plan.width != kWidth) return false;
   launch(oc_attention_mma_fwd_kernel<Math, kCols, kWidth>,
-         Grid{plan.blocks, plan.warps * device::kWarpThreads, plan.shared_bytes}, params);
+         Grid{plan.blocks, plan.warps * device::kWarpThreads, plan.shared_bytes + kGroupBytes},
+         params);
   return true;
 }
 
-// Launches the kernel of the plan, and the combination of parts if there are any. `launch` is a
-// KernelLauncher, or launches as one does. `workspace` has workspace_words, aligned to 16 bytes.
+// Launches the kernel of the plan, and the combination of parts if there are any: only where there
+// is one stage and one group. `launch` is a KernelLauncher, or launches as one does. `workspace`
+// has workspace_words, aligned to 16 bytes.
 template <typename Math, typename Launch>
 void launch_oc_attention_mma_fwd(MmaFwdParams<typename Math::storage_t> params,
                                  const AttentionShape& shape, float* workspace,
@@ -302,8 +319,9 @@ void launch_oc_attention_mma_fwd(MmaFwdParams<typename Math::storage_t> params,
         launch_if_planned<Math, 16, 256>(params, launch);
   }
   if (plan.splits > 1) {
+    const FwdStage<typename Math::storage_t>& stage = params.stages[0];
     launch_oc_attention_combine<typename Math::storage_t>(
-        {params.partial, params.out, params.residual, params.lse, shape.images, plan.splits},
+        {params.partial, stage.out, stage.residual, stage.lse.data, shape.images, plan.splits},
         launch);
   }
 }

@@ -9,49 +9,85 @@
 // order, so nothing is added by atomics and results repeat bit for bit.
 #pragma once
 
+#include "common/group_spans.cuh"
+#include "common/groups.h"
 #include "common/launch.cuh"
 #include "common/tile.cuh"
 
 namespace ocnet {
 
-struct BwdParams {
+// Matrices of whole maps, any strides; all stages have the same gradients.
+struct BwdStage {
   TokenMatrix<const double> query;     // (N, L, E)
   TokenMatrix<const double> key;       // (N, S, E); the query itself when keys are shared
   TokenMatrix<const double> value;     // (N, S, Ev)
   TokenMatrix<const double> grad_out;  // (N, L, Ev)
-  const double* lse;                   // (N, L), contiguous
-  double* delta;                       // (N, L), contiguous; unused without grad_tokens
-  double scale;
+  TokenMatrix<const double> lse;       // (N, L, 1), contiguous
+  TokenMatrix<const double> delta;     // (N, L, 1), contiguous; unused without grad_tokens
   // Outputs; data is null where a gradient is not wanted.
   TokenMatrix<double> grad_tokens;  // of the rows that a block owns: queries, keys, or both
   TokenMatrix<double> grad_value;   // (N, S, Ev)
+};
+
+struct BwdParams {
+  BwdStage stages[kStageSlots];
+  double scale;
   BlockPlan plan;
+  WorkTable work;
+};
+
+// A block's own tokens and those that stream past it, at the start of its shared memory.
+struct BwdGroup : Group {
+  GroupSpan<const double> own, other, value, grad_out, lse, delta;
+  GroupSpan<double> grad_tokens, grad_value;
 };
 
 // Which part the rows that a block owns play in the scores.
 enum class Role { kQuery, kKey, kBoth };
 
-// Per-token values of kMicro neighbouring tokens, 0 past the end.
-template <typename acc_t, int kMicro>
-OCNET_DEVICE void load_tokens(acc_t (&values)[kMicro], const acc_t* source, int first, int tokens) {
-  OCNET_UNROLL
-  for (int i = 0; i < kMicro; ++i) values[i] = first + i < tokens ? source[first + i] : acc_t(0);
+// By all threads of a block; ends with a barrier.
+template <bool kAsKey>
+OCNET_DEVICE const BwdGroup& load_group(const BwdStage& stage, const WorkPlace& place,
+                                        const Family& family, int threads) {
+  static_assert(sizeof(BwdGroup) <= kGroupBytes, "tiles lie behind it");
+  auto& group = *device::shared_memory<BwdGroup>();
+  const int queries = kAsKey ? family.streamed : family.owned;
+  SpanWriter writer(place, family, threads);
+  writer.put(group.own, kAsKey ? stage.key : stage.query, family.owned);
+  writer.put(group.other, kAsKey ? stage.query : stage.key, family.streamed);
+  writer.put(group.value, stage.value, kAsKey ? family.owned : family.streamed);
+  writer.put(group.grad_out, stage.grad_out, queries);
+  writer.put(group.lse, stage.lse, queries);
+  writer.put(group.delta, stage.delta, queries);
+  writer.put(group.grad_tokens, stage.grad_tokens, family.owned);
+  writer.put(group.grad_value, stage.grad_value, family.owned);
+  writer.finish(group);
+  return group;
 }
 
-// Gradients of kSide tokens of one image: queries, keys or, with shared keys, both at once.
+// Per-token values of kMicro neighbouring tokens, 0 past the end.
+template <typename acc_t, int kMicro>
+OCNET_DEVICE void load_numbers(acc_t (&values)[kMicro], const GroupMatrix<const acc_t>& source,
+                               int first) {
+  OCNET_UNROLL
+  for (int i = 0; i < kMicro; ++i) {
+    values[i] = first + i < source.tokens ? *source.at(first + i, 0) : acc_t(0);
+  }
+}
+
+// Gradients of kSide tokens of one group: queries, keys or, with shared keys, both at once.
 //   kQuery  grad_tokens = scale * (P * (dP - delta)) key
 //   kKey    grad_tokens = scale * (P * (dP - delta))^T query,  grad_value = P^T grad_out
 //   kBoth   grad_tokens = the sum of the two; one tile of the symmetric scores serves P and P^T
 //
-// Grid: (image, tile of owned tokens, slice of output channels), slice fastest; 256 threads. Output
+// Grid: (group, tile of owned tokens, slice of output channels), slice fastest; 256 threads. Output
 // chunks are those of grad_tokens, then those of grad_value; a slice without the former skips dP.
-// Matrices have any strides; lse and delta are (N, L).
 // Shared memory: 8 * (2 * kSide * kPitch + chunks_per_block * kSide * kSide) bytes, as in the
 // forward kernel: E + Ev <= 512 (in whole chunks) needs one slice on sm_80. Derivation:
 // docs/ops/oc_attention.md.
 template <Role kRole>
 OCNET_KERNEL(256, 2)
-oc_attention_bwd_kernel(BwdParams params) {
+oc_attention_bwd_kernel(OCNET_GRID_CONSTANT BwdParams params) {
   using acc_t = double;
   using TileT = Tile<acc_t>;
   constexpr int kMicro = TileT::kMicro;
@@ -59,22 +95,26 @@ oc_attention_bwd_kernel(BwdParams params) {
   constexpr bool kAsQuery = kRole != Role::kKey;
   constexpr bool kAsKey = kRole != Role::kQuery;
 
-  acc_t* const stage = device::shared_memory<acc_t>();
+  acc_t* const stage = device::shared_memory<acc_t>() + kGroupBytes / sizeof(acc_t);
   acc_t* const weights = stage + TileT::kTileElements;
   acc_t* const accumulators = weights + TileT::kTileElements;
 
-  const BlockPlace place = locate_block(params.plan, device::block_index(), kSide);
-  const auto own = (kAsKey ? params.key : params.query).image(place.image);
-  const auto other = (kAsKey ? params.query : params.key).image(place.image);
-  const auto value = params.value.image(place.image);
-  const auto grad_out = params.grad_out.image(place.image);
-  const acc_t* const lse = params.lse + place.image * grad_out.tokens;
-  const acc_t* const delta = params.delta + place.image * grad_out.tokens;
+  const WorkPlace place = locate_work(params.work, device::block_index());
+  const Family& family = params.work.families[place.family];
+  const auto& group =
+      load_group<kAsKey>(params.stages[family.stage], place, family, TileT::kThreads);
+  const int first_row = place.block / params.plan.slices * kSide;
+  const auto own = group.rows(group.own);
+  const auto other = group.rows(group.other);
+  const auto value = group.rows(group.value);
+  const auto grad_out = group.rows(group.grad_out);
+  const auto lse = group.rows(group.lse);
+  const auto delta = group.rows(group.delta);
 
   // This block's chunks: token_chunks of grad_tokens from first_chunk on, then value_chunks.
   const int all_token_chunks =
-      params.grad_tokens.data != nullptr ? TileT::chunks(params.grad_tokens.channels) : 0;
-  const int first_chunk = place.slice * params.plan.chunks_per_block;
+      group.grad_tokens.data != nullptr ? TileT::chunks(group.grad_tokens.channels) : 0;
+  const int first_chunk = place.block % params.plan.slices * params.plan.chunks_per_block;
   const int end_chunk = min_of(first_chunk + params.plan.chunks_per_block, params.plan.chunks);
   const int token_chunks = max_of(0, min_of(end_chunk, all_token_chunks) - first_chunk);
   const int value_chunks = end_chunk - first_chunk - token_chunks;
@@ -82,7 +122,7 @@ oc_attention_bwd_kernel(BwdParams params) {
   acc_t* const value_accumulators = accumulators + token_chunks * TileT::kChunkElements;
 
   clear_accumulators<TileT>(accumulators, token_chunks + value_chunks);
-  const int row = place.first_row + TileT::thread_row();
+  const int row = first_row + TileT::thread_row();
   acc_t one[kMicro];
   OCNET_UNROLL
   for (int i = 0; i < kMicro; ++i) one[i] = 1;
@@ -91,7 +131,7 @@ oc_attention_bwd_kernel(BwdParams params) {
     const int col = first_col + TileT::thread_col();
     const auto valid = [&](int i, int j) { return row + i < own.tokens && col + j < other.tokens; };
     acc_t scores[kMicro][kMicro];
-    inner_products<TileT>(scores, stage, own, place.first_row, other, first_col);
+    inner_products<TileT>(scores, stage, own, first_row, other, first_col);
     OCNET_UNROLL
     for (int i = 0; i < kMicro; ++i) {
       OCNET_UNROLL
@@ -102,7 +142,7 @@ oc_attention_bwd_kernel(BwdParams params) {
     acc_t key_weights[kMicro][kMicro];
     if constexpr (kAsKey) {
       acc_t col_lse[kMicro];
-      load_tokens(col_lse, lse, col, other.tokens);
+      load_numbers(col_lse, lse, col);
       OCNET_UNROLL
       for (int i = 0; i < kMicro; ++i) {
         OCNET_UNROLL
@@ -123,12 +163,12 @@ oc_attention_bwd_kernel(BwdParams params) {
     // is not finite then, and the gradient of that row is NaN anyhow.
     acc_t products[kMicro][kMicro];
     if constexpr (kAsQuery) {
-      inner_products<TileT>(products, stage, grad_out, place.first_row, value, first_col);
+      inner_products<TileT>(products, stage, grad_out, first_row, value, first_col);
       // Read again for every tile: held, they would not fit in the registers of two blocks.
       acc_t row_lse[kMicro];
       acc_t row_delta[kMicro];
-      load_tokens(row_lse, lse, row, own.tokens);
-      load_tokens(row_delta, delta, row, own.tokens);
+      load_numbers(row_lse, lse, row);
+      load_numbers(row_delta, delta, row);
       OCNET_UNROLL
       for (int i = 0; i < kMicro; ++i) {
         OCNET_UNROLL
@@ -140,8 +180,8 @@ oc_attention_bwd_kernel(BwdParams params) {
     }
     if constexpr (kAsKey) {
       acc_t col_delta[kMicro];
-      load_tokens(col_delta, delta, col, other.tokens);
-      inner_products<TileT>(products, stage, value, place.first_row, grad_out, first_col);
+      load_numbers(col_delta, delta, col);
+      inner_products<TileT>(products, stage, value, first_row, grad_out, first_col);
       OCNET_UNROLL
       for (int i = 0; i < kMicro; ++i) {
         OCNET_UNROLL
@@ -160,48 +200,30 @@ oc_attention_bwd_kernel(BwdParams params) {
     acc_t scale[kMicro];
     OCNET_UNROLL
     for (int i = 0; i < kMicro; ++i) scale[i] = params.scale;
-    store_accumulators<TileT>(accumulators, stage, params.grad_tokens.image(place.image),
-                              place.first_row, first_chunk, token_chunks, scale);
+    store_accumulators<TileT>(accumulators, stage, group.rows(group.grad_tokens), first_row,
+                              first_chunk, token_chunks, scale);
   }
   if (value_chunks > 0) {
-    store_accumulators<TileT>(value_accumulators, stage, params.grad_value.image(place.image),
-                              place.first_row, first_value_chunk, value_chunks, one);
+    store_accumulators<TileT>(value_accumulators, stage, group.rows(group.grad_value), first_row,
+                              first_value_chunk, value_chunks, one);
   }
 }
 
+// Launches one pass. `params` has all but the plan and the cut of the work.
 template <Role kRole, typename Launch>
-void launch_oc_attention_bwd_role(BwdParams params, int64_t images, const Launch& launch) {
+void launch_oc_attention_bwd(BwdParams params, const Launch& launch) {
   using TileT = Tile<double>;
-  const int tokens = kRole == Role::kQuery ? params.query.tokens : params.key.tokens;
+  const BwdStage& stage = params.stages[0];
   int chunks = 0;
-  if (params.grad_tokens.data != nullptr) chunks += TileT::chunks(params.grad_tokens.channels);
-  if (params.grad_value.data != nullptr) chunks += TileT::chunks(params.grad_value.channels);
-  params.plan = plan_blocks(images, tokens, TileT::kSide, chunks, TileT::kFixedBytes,
-                            TileT::kChunkBytes, launch.shared_limit());
+  if (stage.grad_tokens.data != nullptr) chunks += TileT::chunks(stage.grad_tokens.channels);
+  if (stage.grad_value.data != nullptr) chunks += TileT::chunks(stage.grad_value.channels);
+  params.plan = plan_blocks(1, 1, TileT::kSide, chunks, TileT::kFixedBytes, TileT::kChunkBytes,
+                            launch.shared_limit() - kGroupBytes);
+  const int64_t blocks = deal_work(params.work, [&](Family& family) {
+    return cut_family(family, TileT::kSide, TileT::kSide, params.plan.slices);
+  });
   launch(oc_attention_bwd_kernel<kRole>,
-         Grid{params.plan.blocks, TileT::kThreads, params.plan.shared_bytes}, params);
-}
-
-// Computes the gradients whose data is not null. `params` has all but grad_tokens and the plan.
-// With `shared_keys`, params.key is the query and grad_query receives the sum of both roles.
-template <typename Launch>
-void launch_oc_attention_bwd(BwdParams params, int64_t images, bool shared_keys,
-                             const TokenMatrix<double>& grad_query,
-                             const TokenMatrix<double>& grad_key, const Launch& launch) {
-  if (shared_keys && grad_query.data != nullptr) {
-    params.grad_tokens = grad_query;
-    launch_oc_attention_bwd_role<Role::kBoth>(params, images, launch);
-    return;
-  }
-  if (grad_key.data != nullptr || params.grad_value.data != nullptr) {
-    params.grad_tokens = grad_key;
-    launch_oc_attention_bwd_role<Role::kKey>(params, images, launch);
-  }
-  if (grad_query.data != nullptr) {
-    params.grad_tokens = grad_query;
-    params.grad_value = {};
-    launch_oc_attention_bwd_role<Role::kQuery>(params, images, launch);
-  }
+         Grid{blocks, TileT::kThreads, params.plan.shared_bytes + kGroupBytes}, params);
 }
 
 }  // namespace ocnet

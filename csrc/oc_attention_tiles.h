@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "common/groups.h"
 #include "common/mma_tile.cuh"
 #include "common/tokens.h"
 
@@ -45,6 +46,7 @@ struct ForwardTile {
 };
 
 constexpr int kAnyValues = 1 << 30;
+constexpr int kAnyTokens = 1 << 30;  // more than any tile has rows
 
 // First the row that is best where there is room for it. Sizes are for E = Ev.
 constexpr ForwardTile kForwardTiles[] = {
@@ -90,6 +92,8 @@ struct ForwardPlan {
   int cols = 0;
   int width = 0;
   bool resident = false;
+  bool queries_are_keys = false;  // resident, and read as queries from where the keys lie
+  bool own_keys_first = false;    // the walk over keys starts at the tile of the queries
   int row_tiles = 0;
   int key_tiles = 0;
   int slices = 0;
@@ -159,6 +163,7 @@ inline int split_count(int64_t tiles, int key_tiles, int multiprocessors) {
   return parts;
 }
 
+// Of attention without groups.
 inline ForwardPlan plan_forward(const AttentionShape& shape, size_t shared_limit,
                                 int multiprocessors) {
   ForwardPlan plan;
@@ -169,6 +174,7 @@ inline ForwardPlan plan_forward(const AttentionShape& shape, size_t shared_limit
     // With a block for every tile of queries nothing would be read twice.
     if (walkers >= plan.row_tiles) break;
     plan.resident = true;
+    plan.own_keys_first = true;
     plan.splits = 1;
     plan.walkers = static_cast<int>(walkers);
     plan.blocks = shape.images * plan.slices * walkers;
@@ -177,6 +183,7 @@ inline ForwardPlan plan_forward(const AttentionShape& shape, size_t shared_limit
   plan = {};
   for (const ForwardTile& row : kForwardTiles) {
     if (!detail::place_forward(plan, row, shape, 1, shared_limit)) continue;
+    plan.own_keys_first = true;
     const int64_t tiles = shape.images * plan.row_tiles * plan.slices;
     plan.splits = split_count(tiles, plan.key_tiles, multiprocessors);
     plan.walkers = plan.row_tiles;
@@ -184,6 +191,95 @@ inline ForwardPlan plan_forward(const AttentionShape& shape, size_t shared_limit
     break;
   }
   return plan;
+}
+
+// --- groups ---
+
+namespace detail {
+
+// About how long a launch takes: all its work shared evenly, or its longest block. The unit is what
+// a warp takes for its products with one tile of keys while as many warps run as a multiprocessor
+// has registers for, kMmaWarps. Where all multiprocessors copy at once, the copies of a tile take
+// as long as four of those. Shared memory of a multiprocessor is that of the largest block, and
+// 1 KB that each block takes besides; `shared_limit` leaves out the Group.
+inline double group_time(const ForwardPlan& plan, const WorkTable& work, size_t shared_limit,
+                         int multiprocessors) {
+  constexpr int kCopies = 4;
+  constexpr size_t kBlockBytes = 1024;
+  constexpr size_t kBesides = kBlockBytes + kGroupBytes;
+  const auto fitting = static_cast<int>((shared_limit + kBesides) / (plan.shared_bytes + kBesides));
+  const int active = plan.warps * min_of(kMmaWarps / plan.warps, fitting);
+  double all = 0;
+  double longest = 0;
+  for (int i = 0; i < work.count; ++i) {
+    const Family& family = work.families[i];
+    const auto row_tiles = static_cast<double>(ceil_div(family.owned, plan.warps * kMmaRows));
+    const auto key_tiles = static_cast<double>(ceil_div(family.streamed, plan.cols));
+    const double blocks = (plan.resident ? 1 : row_tiles) * plan.slices;
+    const double block = key_tiles * ((plan.resident ? row_tiles : 1) * plan.warps + kCopies);
+    all += block * blocks * family.images * family.groups;
+    if (block > longest) longest = block;
+  }
+  const double shared = all / (static_cast<double>(multiprocessors) * active);
+  return shared > longest / plan.warps ? shared : longest / plan.warps;
+}
+
+}  // namespace detail
+
+// Of attention within groups. The columns of a tile and the order of the keys depend on channels
+// and device alone, so a stage gives the same bits whatever stages are launched with it. Warps, and
+// whether groups stay in shared memory, a block for each, are free: they are what takes least by
+// the estimate above. Keys are not cut into parts.
+inline ForwardPlan plan_groups(const AttentionShape& shape, bool shared_keys, const WorkTable& work,
+                               size_t shared_limit, int multiprocessors) {
+  AttentionShape many = shape;
+  many.queries = many.keys = kAnyTokens;
+  ForwardPlan plan;
+  for (const ForwardTile& row : kForwardTiles) {
+    if (detail::place_forward(plan, row, many, 1, shared_limit)) break;
+  }
+  if (plan.warps == 0) return plan;
+  const size_t query_bytes = kMmaRows * tile_pitch(shape.channels, stored_bytes(shape.arithmetic));
+  const size_t tile_bytes = plan.shared_bytes - plan.warps * query_bytes;
+  plan.splits = 1;
+  plan.row_tiles = plan.key_tiles = 0;
+  int64_t most_rows = 1, most_tiles = 1;
+  for (int i = 0; i < work.count; ++i) {
+    const int64_t rows = ceil_div(work.families[i].owned, kMmaRows);
+    const int64_t tiles = ceil_div(work.families[i].streamed, plan.cols);
+    if (rows > most_rows) most_rows = rows;
+    if (tiles > most_tiles) most_tiles = tiles;
+  }
+
+  ForwardPlan best;
+  double least = 0;
+  const int useful = static_cast<int>(most_rows < kMmaWarps ? most_rows : kMmaWarps);
+  for (const bool resident : {true, false}) {
+    for (int warps = useful; warps > 0; --warps) {
+      plan.warps = warps;
+      plan.resident = resident;
+      plan.queries_are_keys = resident && shared_keys;
+      plan.shared_bytes = (resident ? most_tiles : 1) * tile_bytes +
+                          (plan.queries_are_keys ? 0 : warps * query_bytes);
+      if (plan.shared_bytes > shared_limit) continue;
+      const double time = detail::group_time(plan, work, shared_limit, multiprocessors);
+      if (best.warps > 0 && time >= least) continue;
+      least = time;
+      best = plan;
+    }
+  }
+  return best;
+}
+
+// Cuts the families of a launch as its plan says.
+inline void deal_forward(WorkTable& work, ForwardPlan& plan) {
+  plan.blocks = deal_work(work, [&](Family& family) {
+    family.row_tiles = static_cast<int>(ceil_div(family.owned, plan.warps * kMmaRows));
+    family.col_tiles = static_cast<int>(ceil_div(family.streamed, plan.cols));
+    family.walkers = plan.walkers > 0 ? plan.walkers : plan.resident ? 1 : family.row_tiles;
+    family.group_blocks = family.walkers * plan.slices * plan.splits;
+    return int64_t{family.col_tiles} * ceil_div(family.row_tiles, family.walkers);
+  });
 }
 
 }  // namespace ocnet

@@ -32,6 +32,9 @@ inline void check_grid(const char* function, const Grid& grid) {
   }
 }
 
+// Bytes of parameters that a kernel may have with drivers older than 530.
+constexpr size_t kMostParameterBytes = 4096;
+
 #if !defined(__CUDACC__)
 // What an emulated thread runs; its parameters are the host's to hand over.
 template <typename Params>
@@ -62,6 +65,7 @@ class KernelLauncher {
 
   template <typename Params>
   void operator()(void (*kernel)(Params), const Grid& grid, const Params& params) const {
+    static_assert(sizeof(Params) <= kMostParameterBytes, "parameters are passed by value");
     check_grid(function_, grid);
     // Up to 48 KB needs no opting in.
     if (grid.shared_bytes > 48 * 1024) {
@@ -100,6 +104,7 @@ class KernelLauncher {
 
   template <typename Params>
   void operator()(void (*kernel)(Params), const Grid& grid, const Params& params) const {
+    static_assert(sizeof(Params) <= kMostParameterBytes, "parameters are passed by value");
     check_grid(function_, grid);
     const KernelCall<Params> call{kernel, &params};
     emulator::launch({function_, reinterpret_cast<const void*>(kernel), grid.blocks, grid.threads,

@@ -44,46 +44,50 @@ OCNET_DEVICE void store_eight(T* to, const FourWords& words, int channels) {
   }
 }
 
-template <typename T, int kColumns>
-OCNET_DEVICE void store_wide(const float (&sums)[kColumns][4], const TokenMatrix<T>& to,
-                             int first_token, int first_channel) {
+template <typename T, template <typename> class Matrix, int kColumns>
+OCNET_DEVICE void store_wide(const float (&sums)[kColumns][4], const Matrix<T>& to, int first_token,
+                             int first_channel) {
   static_assert(kColumns % 4 == 0, "the lanes of a quad take a group of 8 channels each");
   const int lane = device::lane_index();
   OCNET_UNROLL
-  for (int n = 0; n < kColumns; n += 4) {
-    if (first_channel + n * 8 >= to.channels) break;
-    const int channel = first_channel + (n + lane % 4) * 8;
+  for (int half = 0; half < 2; ++half) {
+    const int token = first_token + lane / 4 + half * 8;
+    const bool valid = token < to.tokens;
+    T* const row = to.at(valid ? token : 0, 0);
     OCNET_UNROLL
-    for (int half = 0; half < 2; ++half) {
+    for (int n = 0; n < kColumns; n += 4) {
+      if (first_channel + n * 8 >= to.channels) break;
+      const int channel = first_channel + (n + lane % 4) * 8;
       uint32_t words[4];
       OCNET_UNROLL
       for (int k = 0; k < 4; ++k) {
         words[k] = ptx::pack_pair(sums[n + k][2 * half], sums[n + k][2 * half + 1], T{});
       }
       const FourWords eight = transpose_quad(words);
-      const int token = first_token + lane / 4 + half * 8;
-      if (token < to.tokens) store_eight(to.at(token, channel), eight, to.channels - channel);
+      if (valid) store_eight(row + channel, eight, to.channels - channel);
     }
   }
 }
 
 // The quad of a row has 32 bytes side by side already.
-template <int kColumns>
-OCNET_DEVICE void store_wide(const float (&sums)[kColumns][4], const TokenMatrix<float>& to,
+template <template <typename> class Matrix, int kColumns>
+OCNET_DEVICE void store_wide(const float (&sums)[kColumns][4], const Matrix<float>& to,
                              int first_token, int first_channel) {
-  const int lane = device::lane_index();
+  const int token = first_token + device::lane_index() / 4;
+  const int own_channel = first_channel + device::lane_index() % 4 * 2;
+  const bool valid[2] = {token < to.tokens, token + 8 < to.tokens};
+  float* const rows[2] = {to.at(valid[0] ? token : 0, own_channel),
+                          to.at(valid[1] ? token + 8 : 0, own_channel)};
   OCNET_UNROLL
   for (int n = 0; n < kColumns; ++n) {
+    const int left = to.channels - own_channel - n * 8;
     if (first_channel + n * 8 >= to.channels) break;
-    const int channel = first_channel + n * 8 + lane % 4 * 2;
     OCNET_UNROLL
     for (int half = 0; half < 2; ++half) {
-      const int token = first_token + lane / 4 + half * 8;
-      if (token >= to.tokens || channel >= to.channels) continue;
-      float* const pair = to.at(token, channel);
-      if (channel + 1 < to.channels) {
+      float* const pair = rows[half] + n * 8;
+      if (valid[half] && left > 1) {
         *reinterpret_cast<TwoFloats*>(pair) = {{sums[n][2 * half], sums[n][2 * half + 1]}};
-      } else {
+      } else if (valid[half] && left == 1) {
         *pair = sums[n][2 * half];
       }
     }
@@ -93,10 +97,10 @@ OCNET_DEVICE void store_wide(const float (&sums)[kColumns][4], const TokenMatrix
 }  // namespace detail
 
 // Writes 16 rows of sums from `first_token` and `first_channel` (a multiple of 8) on, as far as the
-// matrix goes. Any strides.
-template <typename T, int kColumns>
-OCNET_DEVICE void store_rows(const float (&sums)[kColumns][4], const TokenMatrix<T>& to,
-                             int first_token, int first_channel) {
+// matrix goes. Any strides. Matrix: TokenMatrix or GroupMatrix.
+template <typename T, template <typename> class Matrix, int kColumns>
+OCNET_DEVICE void store_rows(const float (&sums)[kColumns][4], const Matrix<T>& to, int first_token,
+                             int first_channel) {
   constexpr int kAlignment = sizeof(T) == 2 ? 16 : 8;
   const bool wide = to.channel_stride == 1 && to.token_stride * sizeof(T) % kAlignment == 0 &&
                     reinterpret_cast<uintptr_t>(to.data) % kAlignment == 0;

@@ -19,29 +19,14 @@
 #include "device.cuh"
 #include "math.h"
 #include "ptx/arithmetic.cuh"
-#include "ptx/cp_async.cuh"
 #include "ptx/matrix_copy.cuh"
 #include "ptx/mma.cuh"
+#include "shared_tile.cuh"
 #include "tokens.h"
 
 namespace ocnet {
 
 constexpr int kMmaRows = 16;
-constexpr int kChunkBytes = 16;
-
-// Tokens of a tile, `pitch` bytes apart, which is a multiple of 128. Chunk c (16 bytes) of row r
-// lies in place c ^ (r % 8): chunks of eight neighbouring rows are in different banks.
-struct SharedTile {
-  unsigned char* data;
-  int pitch;
-
-  OCNET_DEVICE int offset(int row, int chunk) const {
-    return row * pitch + ((chunk ^ (row & 7)) * kChunkBytes);
-  }
-  OCNET_DEVICE uint32_t address(int row, int chunk) const {
-    return ptx::shared_address(data) + static_cast<uint32_t>(offset(row, chunk));
-  }
-};
 
 // Where one lane reads in a tile: a row, and of every group of chunks its own. Found once per
 // product; what is left inside of loops is an exclusive or and additions.
@@ -63,69 +48,6 @@ OCNET_DEVICE TilePlace tile_place(uint32_t base, const SharedTile& tile, int row
 }
 OCNET_DEVICE TilePlace matrix_place(const SharedTile& tile, int row, int own) {
   return tile_place(ptx::shared_address(tile.data), tile, row, own);
-}
-
-// Bytes between rows of `channels` elements.
-OCNET_HOST_DEVICE constexpr int tile_pitch(int channels, int element_bytes) {
-  return (channels * element_bytes + 127) / 128 * 128;
-}
-
-// Channels that products over them run through: whole steps of 16, zero past the last.
-OCNET_HOST_DEVICE constexpr int padded_channels(int channels) { return (channels + 15) / 16 * 16; }
-
-namespace detail {
-
-// The copies of load_tile; kWhole: nothing of the tile lies past the end of the matrix.
-template <bool kWhole, typename T>
-OCNET_DEVICE void copy_tile(const SharedTile& tile, int rows, const TokenMatrix<const T>& from,
-                            int first_token, int first_channel, int channels, int thread,
-                            int threads) {
-  constexpr int kBytes = static_cast<int>(sizeof(T));
-  constexpr int kPerChunk = kChunkBytes / kBytes;
-  const int chunks = channels / kPerChunk;
-  // Threads that share a row: a power of two, so that finding the row takes no division.
-  const int shift = chunks > 16 ? 5 : chunks > 8 ? 4 : 3;
-  const int first_row = thread >> shift;
-  const int step = threads >> shift;
-  const int64_t source_step = step * from.token_stride;
-  for (int chunk = thread & ((1 << shift) - 1); chunk < chunks; chunk += 1 << shift) {
-    const int channel = first_channel + chunk * kPerChunk;
-    const int valid = max_of(0, min_of((from.channels - channel) * kBytes, kChunkBytes));
-    const int tokens = valid > 0 ? from.tokens - first_token : 0;
-    const T* source = from.at(first_token + first_row, channel);
-    OCNET_UNROLL_BY_4
-    for (int row = first_row; row < rows; row += step) {
-      if constexpr (kWhole) {
-        ptx::copy_async<kChunkBytes>(tile.address(row, chunk), source);
-      } else {
-        const bool inside = row < tokens;
-        ptx::copy_async<kChunkBytes>(tile.address(row, chunk), inside ? source : from.data,
-                                     inside ? valid : 0);
-      }
-      source += source_step;
-    }
-  }
-}
-
-}  // namespace detail
-
-// Starts the copies of `rows` tokens and `channels` channels (a multiple of 16) into a tile; what
-// lies past the end of the matrix becomes 0. Done by `threads` threads, of which this one is
-// `thread`; the caller commits and waits. Rows of the matrix are 16-byte aligned, with channel
-// stride 1.
-template <typename T>
-OCNET_DEVICE void load_tile(const SharedTile& tile, int rows, const TokenMatrix<const T>& from,
-                            int first_token, int first_channel, int channels, int thread,
-                            int threads) {
-  // A copy that can end early takes twice the instructions.
-  const bool whole = first_token + rows <= from.tokens && first_channel + channels <= from.channels;
-  if (whole) {
-    detail::copy_tile<true>(tile, rows, from, first_token, first_channel, channels, thread,
-                            threads);
-  } else {
-    detail::copy_tile<false>(tile, rows, from, first_token, first_channel, channels, thread,
-                             threads);
-  }
 }
 
 namespace detail {
@@ -480,10 +402,11 @@ OCNET_DEVICE void sum_weights(float (&sums)[4], const float (&weights)[kTokens /
 }
 
 // Writes 16 rows of sums from `first_token` and `first_channel` on, as far as the matrix goes, each
-// row multiplied by its factor: that of row g and that of row g + 8.
-template <typename T, int kColumns>
-OCNET_DEVICE void store_sums(const float (&sums)[kColumns][4], const TokenMatrix<T>& to,
-                             int first_token, int first_channel, const float (&factors)[2]) {
+// row multiplied by its factor: that of row g and that of row g + 8. Matrix: TokenMatrix or
+// GroupMatrix.
+template <typename T, template <typename> class Matrix, int kColumns>
+OCNET_DEVICE void store_sums(const float (&sums)[kColumns][4], const Matrix<T>& to, int first_token,
+                             int first_channel, const float (&factors)[2]) {
   const int lane = device::lane_index();
   const int own_channel = first_channel + lane % 4 * 2;
   OCNET_UNROLL

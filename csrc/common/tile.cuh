@@ -7,6 +7,7 @@
 #pragma once
 
 #include "device.cuh"
+#include "groups.h"
 #include "math.h"
 #include "tokens.h"
 
@@ -98,6 +99,40 @@ OCNET_DEVICE void load_tile(typename TileT::acc_t* tile, const scalar_t* source,
   }
 }
 
+// tile[k][n] = a channel of a token, from first_channel and first_token on, and 0 past the end of
+// either. Tokens lie along k, or along n.
+template <typename TileT, int kRows, bool kTokensAlongK, typename scalar_t>
+OCNET_DEVICE void load_tokens(typename TileT::acc_t* tile, const TokenMatrix<const scalar_t>& from,
+                              int first_token, int first_channel) {
+  const int tokens = from.tokens - first_token;
+  const int channels = from.channels - first_channel;
+  load_tile<TileT, kRows>(tile, from.at(first_token, first_channel),
+                          kTokensAlongK ? from.token_stride : from.channel_stride,
+                          kTokensAlongK ? from.channel_stride : from.token_stride,
+                          kTokensAlongK ? tokens : channels, kTokensAlongK ? channels : tokens);
+}
+template <typename TileT, int kRows, bool kTokensAlongK, typename scalar_t>
+OCNET_DEVICE void load_tokens(typename TileT::acc_t* tile, const GroupMatrix<const scalar_t>& from,
+                              int first_token, int first_channel) {
+  if (from.is_run()) {
+    load_tokens<TileT, kRows, kTokensAlongK>(tile, from.run(), first_token, first_channel);
+    return;
+  }
+  Walk<TileT, kRows> walk((from.channel_stride < from.token_stride) == kTokensAlongK);
+  OCNET_UNROLL_BY(1)
+  for (int i = 0; i < walk.kElements; ++i) {
+    const int token = first_token + (kTokensAlongK ? walk.k : walk.n);
+    const int channel = first_channel + (kTokensAlongK ? walk.n : walk.k);
+    typename TileT::acc_t value = 0;
+    if (token < from.tokens && channel < from.channels) {
+      value = to_accumulator(*from.scattered(token, channel));
+    }
+    tile[walk.k * TileT::kPitch + walk.n] = value;
+    walk.k += walk.k_step;
+    walk.n += walk.n_step;
+  }
+}
+
 // Writes element (k, n) of the tile to target element (k, n), unless k or n is past its end.
 template <typename TileT, typename scalar_t>
 OCNET_DEVICE void store_tile(scalar_t* target, int64_t k_stride, int64_t n_stride, int k_end,
@@ -110,6 +145,28 @@ OCNET_DEVICE void store_tile(scalar_t* target, int64_t k_stride, int64_t n_strid
     if (k < k_end && n < n_end) {
       target[k * k_stride + n * n_stride] = from_accumulator<scalar_t>(tile[k * TileT::kPitch + n]);
     }
+  }
+}
+
+// Writes rows of the tile to tokens, and its columns to their channels.
+template <typename TileT, typename scalar_t>
+OCNET_DEVICE void store_tokens(const GroupMatrix<scalar_t>& target, int first_token,
+                               int first_channel, const typename TileT::acc_t* tile) {
+  if (target.is_run()) {
+    const TokenMatrix<scalar_t> run = target.run();
+    store_tile<TileT>(run.at(first_token, first_channel), run.token_stride, run.channel_stride,
+                      run.tokens - first_token, run.channels - first_channel, tile);
+    return;
+  }
+  Walk<TileT, TileT::kSide> walk(target.channel_stride < target.token_stride);
+  OCNET_UNROLL_BY(1)
+  for (int i = 0; i < walk.kElements; ++i) {
+    if (first_token + walk.k < target.tokens && first_channel + walk.n < target.channels) {
+      *target.scattered(first_token + walk.k, first_channel + walk.n) =
+          from_accumulator<scalar_t>(tile[walk.k * TileT::kPitch + walk.n]);
+    }
+    walk.k += walk.k_step;
+    walk.n += walk.n_step;
   }
 }
 
@@ -134,12 +191,11 @@ OCNET_DEVICE void multiply_tiles(typename TileT::acc_t (&sums)[TileT::kMicro][Ti
 
 // sums[i][j] = inner product over all channels of token (first_row + thread row + i) of `rows` and
 // token (first_col + thread column + j) of `cols`; tokens past the end count as 0 (so NaN times one
-// is NaN). Uses the staging tile.
-template <typename TileT, typename scalar_t>
+// is NaN). Uses the staging tile. Matrix: TokenMatrix or GroupMatrix.
+template <typename TileT, typename Matrix>
 OCNET_DEVICE void inner_products(typename TileT::acc_t (&sums)[TileT::kMicro][TileT::kMicro],
-                                 typename TileT::acc_t* stage,
-                                 const TokenMatrix<const scalar_t>& rows, int first_row,
-                                 const TokenMatrix<const scalar_t>& cols, int first_col) {
+                                 typename TileT::acc_t* stage, const Matrix& rows, int first_row,
+                                 const Matrix& cols, int first_col) {
   constexpr int kMicro = TileT::kMicro;
   constexpr int kDepth = TileT::kDepth;
   typename TileT::acc_t* const a = stage;
@@ -150,12 +206,9 @@ OCNET_DEVICE void inner_products(typename TileT::acc_t (&sums)[TileT::kMicro][Ti
     for (int j = 0; j < kMicro; ++j) sums[i][j] = 0;
   }
   for (int channel = 0; channel < rows.channels; channel += kDepth) {
-    const int channels = rows.channels - channel;
     device::barrier();
-    load_tile<TileT, kDepth>(a, rows.at(first_row, channel), rows.channel_stride, rows.token_stride,
-                             channels, rows.tokens - first_row);
-    load_tile<TileT, kDepth>(b, cols.at(first_col, channel), cols.channel_stride, cols.token_stride,
-                             channels, cols.tokens - first_col);
+    load_tokens<TileT, kDepth, false>(a, rows, first_row, channel);
+    load_tokens<TileT, kDepth, false>(b, cols, first_col, channel);
     device::barrier();
     multiply_tiles<TileT, kDepth>(sums, a, b);
   }
@@ -188,21 +241,18 @@ OCNET_DEVICE void clear_accumulators(typename TileT::acc_t* accumulators, int ch
 //                                + sum over k of weights[k][row] * source[first_token +
 //                                k][channel].
 // Weights of tokens past the end must be 0. Uses the staging tile.
-template <typename TileT, typename scalar_t>
+template <typename TileT, typename Matrix>
 OCNET_DEVICE void accumulate_products(typename TileT::acc_t* accumulators,
                                       const typename TileT::acc_t* weights,
-                                      typename TileT::acc_t* stage,
-                                      const TokenMatrix<const scalar_t>& source, int first_token,
-                                      int first_chunk, int chunks,
+                                      typename TileT::acc_t* stage, const Matrix& source,
+                                      int first_token, int first_chunk, int chunks,
                                       const typename TileT::acc_t (&rescale)[TileT::kMicro]) {
   constexpr int kMicro = TileT::kMicro;
   constexpr int kSide = TileT::kSide;
   for (int chunk = 0; chunk < chunks; ++chunk) {
     const int channel = (first_chunk + chunk) * kSide;
     device::barrier();
-    load_tile<TileT, kSide>(stage, source.at(first_token, channel), source.token_stride,
-                            source.channel_stride, source.tokens - first_token,
-                            source.channels - channel);
+    load_tokens<TileT, kSide, true>(stage, source, first_token, channel);
     device::barrier();
     const ThreadAccumulators<TileT> own(accumulators, chunk);
     typename TileT::acc_t sums[kMicro][kMicro];
@@ -242,7 +292,7 @@ OCNET_DEVICE void store_weights(
 template <typename TileT, typename scalar_t>
 OCNET_DEVICE void store_accumulators(typename TileT::acc_t* accumulators,
                                      typename TileT::acc_t* stage,
-                                     const TokenMatrix<scalar_t>& target, int first_row,
+                                     const GroupMatrix<scalar_t>& target, int first_row,
                                      int first_chunk, int chunks,
                                      const typename TileT::acc_t (&factor)[TileT::kMicro]) {
   constexpr int kMicro = TileT::kMicro;
@@ -260,8 +310,7 @@ OCNET_DEVICE void store_accumulators(typename TileT::acc_t* accumulators,
       store_pack(stage + (row + i) * TileT::kPitch + col, pack);
     }
     device::barrier();
-    store_tile<TileT>(target.at(first_row, channel), target.token_stride, target.channel_stride,
-                      target.tokens - first_row, target.channels - channel, stage);
+    store_tokens<TileT>(target, first_row, channel, stage);
   }
 }
 

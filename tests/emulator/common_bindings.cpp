@@ -4,12 +4,15 @@
 #include <optional>
 #include <string>
 #include <tuple>
+#include <vector>
 
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include "common/groups.h"
 #include "common/math.h"
+#include "common/segments.h"
 #include "common/tile.cuh"
 #include "common/tokens.h"
 #include "oc_attention_bwd_tiles.h"
@@ -82,6 +85,7 @@ void bind_attention_plans(py::module_& module) {
       .def_readonly("cols", &Plan::cols)
       .def_readonly("width", &Plan::width)
       .def_readonly("resident", &Plan::resident)
+      .def_readonly("queries_are_keys", &Plan::queries_are_keys)
       .def_readonly("row_tiles", &Plan::row_tiles)
       .def_readonly("key_tiles", &Plan::key_tiles)
       .def_readonly("slices", &Plan::slices)
@@ -107,6 +111,11 @@ ocnet::BwdWork backward_work(int element_bytes, int channels, int value_channels
   return {element_bytes, channels, value_channels, role != "keys", role != "queries", tokens};
 }
 
+struct PlannedBackward {
+  ocnet::BwdPlan plan;
+  ocnet::WorkTable work;
+};
+
 void bind_backward(py::module_& module) {
   py::class_<ocnet::BwdTile>(module, "BwdTile")
       .def_readonly("rows", &ocnet::BwdTile::rows)
@@ -114,31 +123,145 @@ void bind_backward(py::module_& module) {
       .def_readonly("width", &ocnet::BwdTile::width)
       .def_readonly("resident", &ocnet::BwdTile::resident);
   py::class_<ocnet::BwdLayout>(module, "BwdLayout").def_readonly("bytes", &ocnet::BwdLayout::bytes);
-  py::class_<ocnet::BwdPlan>(module, "BwdPlan")
-      .def_readonly("tile", &ocnet::BwdPlan::tile)
-      .def_readonly("blocks", &ocnet::BwdPlan::blocks)
-      .def_readonly("slices", &ocnet::BwdPlan::slices)
-      .def_readonly("splits", &ocnet::BwdPlan::splits)
-      .def_readonly("steps", &ocnet::BwdPlan::steps)
-      .def_readonly("layout", &ocnet::BwdPlan::layout);
+  py::class_<PlannedBackward>(module, "BwdPlan")
+      .def_property_readonly("tile", [](const PlannedBackward& all) { return all.plan.tile; })
+      .def_property_readonly("blocks", [](const PlannedBackward& all) { return all.plan.blocks; })
+      .def_property_readonly("slices", [](const PlannedBackward& all) { return all.plan.slices; })
+      .def_property_readonly("splits", [](const PlannedBackward& all) { return all.plan.splits; })
+      .def_property_readonly(
+          "steps", [](const PlannedBackward& all) { return all.work.families[0].col_tiles; })
+      .def_property_readonly("layout", [](const PlannedBackward& all) { return all.plan.layout; });
   // None where no tile fits.
   module.def("plan_bwd",
              [](int element_bytes, int channels, int value_channels, const std::string& role,
-                bool tokens, bool value, size_t shared_limit, int64_t images, int own, int other,
-                int multiprocessors) -> std::optional<ocnet::BwdPlan> {
+                bool tokens, bool value, size_t shared_limit, int images, int own, int other,
+                int multiprocessors) -> std::optional<PlannedBackward> {
                const auto work =
                    backward_work(element_bytes, channels, value_channels, role, tokens);
                const ocnet::BwdTile* const tile = ocnet::find_bwd_tile(work, shared_limit);
                if (tile == nullptr) return std::nullopt;
-               return ocnet::plan_bwd(*tile, work, value, images, own, other, multiprocessors);
+               PlannedBackward all;
+               all.work = ocnet::list_work({{images, ocnet::one_group(own), other}});
+               all.plan = ocnet::plan_bwd(*tile, work, value, true, multiprocessors, all.work);
+               return all;
              });
-  module.def("locate_bwd_block", [](const ocnet::BwdPlan& plan, int64_t block) {
-    const auto place = ocnet::locate_bwd_block(plan, block);
+  module.def("locate_bwd_block", [](const PlannedBackward& all, int64_t block) {
+    const auto place = ocnet::locate_bwd_block(all.plan, all.work, block);
     return std::make_tuple(place.image, place.first_row, place.slice, place.split, place.first_step,
                            place.end_step);
   });
   module.def("bwd_tile_count", [] { return ocnet::kBwdTileCount; });
   module.def("bwd_splits", &ocnet::bwd_splits);
+}
+
+// As `Axes.flat`: size, count, step and stride of rows, then of columns.
+ocnet::Partition partition_of(const std::vector<int>& numbers) {
+  return {{numbers[0], numbers[1], numbers[2], numbers[3]},
+          {numbers[4], numbers[5], numbers[6], numbers[7]}};
+}
+
+void bind_segments(py::module_& module) {
+  using Axis = ocnet::GroupAxis;
+  py::class_<Axis>(module, "GroupAxis")
+      .def(py::init([](int size, int count, int step, int stride) {
+        return Axis{size, count, step, stride};
+      }))
+      .def("extent", &Axis::extent)
+      .def("position", &Axis::position)
+      .def("group_of", &Axis::group_of)
+      .def("index_of", &Axis::index_of)
+      .def("like_first", &Axis::like_first);
+  module.def("quotients", [](uint32_t divisor, const std::vector<uint32_t>& numbers) {
+    std::vector<uint32_t> quotients;
+    for (const uint32_t number : numbers) {
+      quotients.push_back(ocnet::Divisor(divisor).quotient(number));
+    }
+    return quotients;
+  });
+  // The tokens of the map, of all tokens of a group.
+  module.def("map_tokens", [](const std::vector<int>& numbers, int row, int column) {
+    const auto partition = partition_of(numbers);
+    const ocnet::Divisor width(static_cast<uint32_t>(partition.columns.extent(column)));
+    const auto segment = partition.segment(row, column, width);
+    std::vector<int64_t> tokens;
+    for (int i = 0; i < segment.tokens; ++i) tokens.push_back(segment.map_token(i));
+    return tokens;
+  });
+  module.def("group_shapes", [](const std::vector<int>& numbers) {
+    ocnet::GroupShape shapes[ocnet::kMostShapes];
+    const int count = partition_of(numbers).shapes(shapes);
+    std::vector<std::tuple<int, int, int, int, int, int>> found;
+    for (int i = 0; i < count; ++i) {
+      const ocnet::GroupShape& shape = shapes[i];
+      found.emplace_back(shape.first_row, shape.first_column, shape.rows, shape.columns,
+                         shape.height, shape.width);
+    }
+    return found;
+  });
+}
+
+// Images and partition of each stage.
+using StageNumbers = std::vector<std::tuple<int, std::vector<int>>>;
+
+ocnet::WorkTable work_of(const StageNumbers& stages) {
+  std::vector<ocnet::StageWork> work;
+  for (const auto& [images, numbers] : stages) {
+    const auto partition = partition_of(numbers);
+    work.push_back({images, partition, partition.rows.size * partition.columns.size});
+  }
+  return ocnet::list_work(work);
+}
+
+void bind_work(py::module_& module) {
+  using ocnet::Family;
+  using ocnet::WorkTable;
+  py::class_<Family>(module, "Family")
+      .def_readonly("stage", &Family::stage)
+      .def_readonly("images", &Family::images)
+      .def_readonly("groups", &Family::groups)
+      .def_readonly("tokens", &Family::owned)
+      .def_readonly("is_run", &Family::is_run)
+      .def_readonly("row_tiles", &Family::row_tiles)
+      .def_readonly("col_tiles", &Family::col_tiles)
+      .def_readonly("first_block", &Family::first_block);
+  py::class_<WorkTable>(module, "WorkTable")
+      .def_property_readonly("families",
+                             [](const WorkTable& work) {
+                               return std::vector<Family>(work.families,
+                                                          work.families + work.count);
+                             })
+      // Stage, image, block of the group, and the tokens of the group.
+      .def("locate", [](const WorkTable& work, int64_t block) {
+        const auto place = ocnet::locate_work(work, block);
+        const Family& family = work.families[place.family];
+        // A matrix that starts at 0, of one byte for each token: addresses are tokens.
+        const ocnet::TokenMatrix<const char> map{nullptr, 0, 1, 1, 0, 1};
+        const auto span = ocnet::span_of(map, place, family, family.owned);
+        const ocnet::GroupMatrix<const char> matrix(span, family.steps);
+        std::vector<uintptr_t> tokens;
+        for (int i = 0; i < matrix.tokens; ++i) {
+          tokens.push_back(reinterpret_cast<uintptr_t>(matrix.at(i, 0)));
+        }
+        return std::make_tuple(family.stage, place.image, place.block, tokens);
+      });
+  module.def("deal_work", [](const StageNumbers& stages, int rows, int cols, int slices) {
+    WorkTable work = work_of(stages);
+    const int64_t blocks = ocnet::deal_work(
+        work, [&](Family& family) { return ocnet::cut_family(family, rows, cols, slices); });
+    return std::make_tuple(work, blocks);
+  });
+  module.def(
+      "plan_groups",
+      [](const StageNumbers& stages, int channels, int value_channels, ocnet::Arithmetic arithmetic,
+         bool shared_keys, size_t shared_limit, int multiprocessors) {
+        WorkTable work = work_of(stages);
+        auto plan = ocnet::plan_groups({0, 0, 0, channels, value_channels, arithmetic}, shared_keys,
+                                       work, shared_limit, multiprocessors);
+        if (plan.warps > 0) ocnet::deal_forward(work, plan);
+        return std::make_tuple(plan, work);
+      },
+      py::arg("stages"), py::arg("channels"), py::arg("value_channels"), py::arg("arithmetic"),
+      py::arg("shared_keys"), py::arg("shared_limit"), py::arg("multiprocessors"));
 }
 
 template <typename acc_t>
@@ -158,6 +281,9 @@ void bind_common(py::module_& module) {
   bind_plan(module);
   bind_backward(module);
   bind_attention_plans(module);
+  bind_segments(module);
+  bind_work(module);
+  module.attr("group_bytes") = ocnet::kGroupBytes;
   module.def("tile_sizes_float32", &tile_sizes<float>);
   module.def("tile_sizes_float64", &tile_sizes<double>);
 }

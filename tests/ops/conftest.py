@@ -8,6 +8,8 @@ from ocnet.ops import _extension
 from ocnet.ops._backends import SUPPORTED
 from ocnet.ops.oc_attention import cuda_backend as attention_cuda
 from ocnet.ops.oc_attention.problem import refuse_common as refuse_attention
+from ocnet.ops.partitioned_attention import cuda_backend as partition_cuda
+from ocnet.ops.partitioned_attention.problem import refuse_common as refuse_partition
 from ocnet.ops.spatial_gather import cuda_backend as gather_cuda
 from ocnet.ops.spatial_gather.problem import refuse_common as refuse_gather
 
@@ -40,7 +42,11 @@ def backend(subject: str, request: pytest.FixtureRequest) -> str:
 def _emulated_cuda_backend(emulator, monkeypatch: pytest.MonkeyPatch) -> None:
     """The CUDA back ends take CPU tensors, and call the ops of the emulator."""
     emulator.configure()
-    for backend, refuse in ((attention_cuda, refuse_attention), (gather_cuda, refuse_gather)):
+    for backend, refuse in (
+        (attention_cuda, refuse_attention),
+        (partition_cuda, refuse_partition),
+        (gather_cuda, refuse_gather),
+    ):
         monkeypatch.setattr(backend._BACKEND, "_half", "emulated")
         monkeypatch.setattr(
             backend, "supports", lambda problem, refuse=refuse: refuse(problem, "cpu") or SUPPORTED

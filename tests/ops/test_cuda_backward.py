@@ -286,7 +286,8 @@ def test_every_row_of_the_table(backward, emulator, row: Row) -> None:
     emulator.configure(shared_limit=row.limit)
     grads = backward(call, tf32=row.precision == "tf32")
     (main,) = (one for one in emulator.launches() if "mma_bwd" in one.kernel)
-    assert (main.threads, main.shared_bytes) == (4 * row.rows, planned.layout.bytes)
+    assert main.threads == 4 * row.rows
+    assert main.shared_bytes == planned.layout.bytes + emulator.group_bytes
     assert main.blocks == planned.blocks == -(-max(row.channels) // row.width)
     assert_below_gates(call, grads, row.precision)
 

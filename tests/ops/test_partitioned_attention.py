@@ -206,9 +206,9 @@ def run_pyramid(pyramid: list[AttentionInputs], scales, backend: str):
 
 @each_sharing
 def test_a_pyramid_is_one_call_for_each_scale(backend, device, dtypes, shared, small) -> None:
-    size = (7, 9) if small else (19, 23)
+    size = (5, 7) if small else (19, 23)
     scales = [1, 2, 3, 6]
-    for dtype in dtypes:
+    for dtype in dtypes[:2] if small else dtypes:
         pyramid = make_pyramid(device, shared, size, dtype)
         outs, grads = run_pyramid(pyramid, scales, backend)
         left = iter(grads)

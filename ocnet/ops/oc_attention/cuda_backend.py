@@ -15,10 +15,15 @@ _OLDEST = (8, 0)
 def supports(problem: Problem) -> Support:
     """Tell whether the CUDA library takes the call on this device."""
     support = _BACKEND.supports(problem)
-    if support.ok and torch.cuda.get_device_capability(problem.device) < _OLDEST:
-        name = torch.cuda.get_device_name(problem.device)
-        return Support(False, f"it needs compute capability 8.0 or later, and {name} is older")
-    return support
+    return refuse_old(problem.device) or support if support.ok else support
+
+
+def refuse_old(device: torch.device) -> Support | None:
+    """Return the refusal of a device that is older than the kernels, or ``None``."""
+    if torch.cuda.get_device_capability(device) >= _OLDEST:
+        return None
+    name = torch.cuda.get_device_name(device)
+    return Support(False, f"it needs compute capability 8.0 or later, and {name} is older")
 
 
 def forward(call: ForwardCall) -> None:

@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: MIT
+// Attention within groups on CUDA: the lists of a call as stages, of which the kernels of
+// oc_attention take all in one launch.
+#include <cstdint>
+#include <vector>
+
+#include <torch/csrc/stable/tensor.h>
+
+#include "oc_attention_host.h"
+#include "partitioned_attention.h"
+#include "partitioned_attention_host.h"
+
+namespace ocnet {
+namespace {
+
+static_assert(kMostStages == kStageSlots, "a launch takes all stages of a call");
+
+template <typename Tensors>
+AttentionCall describe(const char* function, const std::vector<Tensors>& stages,
+                       const std::vector<int64_t>& partition, double scale, bool tf32) {
+  AttentionCall call{function, scale, tf32, {}};
+  check_partition_numbers(function, partition, stages.size());
+  for (size_t i = 0; i < stages.size(); ++i) {
+    check_dim(function, "query", 3, stages[i].query);
+    call.partitions.push_back(stage_partition(function, partition, i, stages[i].query.size(1)));
+  }
+  return call;
+}
+
+}  // namespace
+
+void partitioned_attention_fwd(TensorList query, TensorList key, TensorList value,
+                               std::vector<int64_t> partition, double scale, bool tf32,
+                               TensorList out, TensorList lse, TensorList residual) {
+  constexpr const char* kFunction = "partitioned_attention_fwd";
+  check_stage_count(kFunction, query);
+  const size_t count = query.size();
+  check_list(kFunction, "key", count, true, key);
+  check_list(kFunction, "value", count, false, value);
+  check_list(kFunction, "out", count, false, out);
+  check_list(kFunction, "lse", count, false, lse);
+  check_list(kFunction, "residual", count, true, residual);
+  std::vector<ForwardTensors> stages;
+  for (size_t i = 0; i < count; ++i) {
+    stages.push_back({query[i], stage_of(key, i), value[i], out[i], lse[i], stage_of(residual, i)});
+  }
+  attend(describe(kFunction, stages, partition, scale, tf32), stages);
+}
+
+void partitioned_attention_bwd(TensorList grad_out, TensorList query, TensorList key,
+                               TensorList value, TensorList out, TensorList lse,
+                               TensorList residual, std::vector<int64_t> partition, double scale,
+                               bool tf32, TensorList grad_query, TensorList grad_key,
+                               TensorList grad_value) {
+  constexpr const char* kFunction = "partitioned_attention_bwd";
+  check_stage_count(kFunction, query);
+  const size_t count = query.size();
+  check_list(kFunction, "grad_out", count, false, grad_out);
+  check_list(kFunction, "key", count, true, key);
+  check_list(kFunction, "value", count, false, value);
+  check_list(kFunction, "out", count, false, out);
+  check_list(kFunction, "lse", count, false, lse);
+  check_list(kFunction, "residual", count, true, residual);
+  check_list(kFunction, "grad_query", count, true, grad_query);
+  check_list(kFunction, "grad_key", count, true, grad_key);
+  check_list(kFunction, "grad_value", count, true, grad_value);
+  std::vector<BackwardTensors> stages;
+  for (size_t i = 0; i < count; ++i) {
+    stages.push_back({grad_out[i], query[i], stage_of(key, i), value[i], out[i], lse[i],
+                      stage_of(residual, i), stage_of(grad_query, i), stage_of(grad_key, i),
+                      stage_of(grad_value, i)});
+  }
+  attend_backward(describe(kFunction, stages, partition, scale, tf32), stages);
+}
+
+}  // namespace ocnet
