@@ -12,7 +12,10 @@ HERE = Path(__file__).parent
 
 
 @pytest.mark.triton
-@pytest.mark.parametrize("cases", ["triton_interpreter_cases.py", "triton_gather_cases.py"])
+@pytest.mark.parametrize(
+    "cases",
+    ["triton_interpreter_cases.py", "triton_partition_cases.py", "triton_gather_cases.py"],
+)
 def test_kernels_in_the_interpreter(cases: str) -> None:
     run = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(HERE / cases)],

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
+TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.int32: "i32"}
 
 
 class Launches:
@@ -77,25 +77,30 @@ def _source(kernel: Any, arguments: dict[str, Any]) -> Any:
     """What Triton's launcher makes of the arguments: types, constants and alignments."""
     from triton.compiler import ASTSource
 
-    signature, constants, attributes = {}, {}, {}
-    for index, parameter in enumerate(kernel.params):
-        name, given = parameter.name, arguments[parameter.name]
-        aligned = True
-        if parameter.is_constexpr or (isinstance(given, int) and given == 1):
-            signature[name], constants[name] = "constexpr", given
-            continue
+    constants, attributes = {}, {}
+
+    def kind(given: Any, path: tuple[int, ...], constant: bool) -> Any:
+        if isinstance(given, tuple):
+            return tuple(kind(each, (*path, i), False) for i, each in enumerate(given))
+        if constant or given is None or (isinstance(given, int) and given == 1):
+            constants[path] = given
+            return "constexpr"
+        if hasattr(given, "block_shape"):
+            return f"tensordesc<{TYPES[given.base.dtype]}{given.block_shape}>"
+        if isinstance(given, float):
+            return "fp32"
+        if isinstance(given, torch.Tensor) or given % 16 == 0:
+            attributes[path] = [["tt.divisibility", 16]]
         if isinstance(given, torch.Tensor):
-            signature[name] = "*" + TYPES[given.dtype]
-        elif hasattr(given, "block_shape"):
-            signature[name] = f"tensordesc<{TYPES[given.base.dtype]}{given.block_shape}>"
-            aligned = False
-        elif isinstance(given, float):
-            signature[name], aligned = "fp32", False
-        else:
-            signature[name] = "i32" if given < 2**31 else "i64"
-            aligned = given % 16 == 0
-        if aligned:
-            attributes[(index,)] = [["tt.divisibility", 16]]
+            return "*" + TYPES[given.dtype]
+        return "i32" if given < 2**31 else "i64"
+
+    signature = {
+        parameter.name: kind(
+            arguments.get(parameter.name, parameter.default), (index,), parameter.is_constexpr
+        )
+        for index, parameter in enumerate(kernel.params)
+    }
     return ASTSource(kernel, signature, constants, attributes)
 
 

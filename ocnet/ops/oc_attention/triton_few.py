@@ -87,7 +87,8 @@ def _common(
         "BM": tile.rows,
         "BE": plan.wide_e,
         "STAGES": tile.stages,
-        "TMA": plan.hopper,
+        "TMA": plan.descriptors,
+        "HOPPER": plan.hopper,
         "num_warps": tile.warps,
         # fused multiply-add, said aloud because the default changes with the version of Triton
         "enable_fp_fusion": True,

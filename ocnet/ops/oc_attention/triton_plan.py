@@ -40,6 +40,7 @@ class Plan(NamedTuple):
         e: Channels of query and key.
         ev: Channels of value.
         multiprocessors: Of the GPU.
+        segments: Whether the call is on groups of tokens, which no descriptor reaches.
     """
 
     hopper: bool
@@ -47,9 +48,10 @@ class Plan(NamedTuple):
     e: int
     ev: int
     multiprocessors: int
+    segments: bool = False
 
     @staticmethod
-    def of(query: Tensor, value: Tensor, tf32: bool) -> "Plan":
+    def of(query: Tensor, value: Tensor, tf32: bool, segments: bool = False) -> "Plan":
         """Describe a call on token matrices."""
         half = query.element_size() == 2
         return Plan(
@@ -58,7 +60,13 @@ class Plan(NamedTuple):
             e=query.shape[2],
             ev=value.shape[2],
             multiprocessors=multiprocessors(query.device),
+            segments=segments,
         )
+
+    @property
+    def descriptors(self) -> bool:
+        """Whether tiles are loaded through TMA descriptors."""
+        return self.hopper and not self.segments
 
     @property
     def wide_e(self) -> int:
@@ -83,8 +91,8 @@ class Plan(NamedTuple):
         n, tokens, channels = matrix.shape
         wide = configs.padded(channels)
         if self.math == "tf32":
-            return rounded(matrix, _aligned(matrix) if self.hopper else wide)
-        if not self.hopper:
+            return rounded(matrix, _aligned(matrix) if self.descriptors else wide)
+        if not self.descriptors:
             if channels < wide:
                 matrix = functional.pad(matrix, (0, wide - channels))
         elif matrix.stride(2) == 1:
@@ -97,7 +105,7 @@ class Plan(NamedTuple):
 
     def window(self, matrix: Tensor, tokens: int, channels: int, used: bool = True) -> Any:
         """Return what a kernel loads tiles of ``tokens x channels`` through, if it does."""
-        if not (self.hopper and used):
+        if not (self.descriptors and used):
             return matrix
         n, length, width = matrix.shape
         row = matrix.stride(1) if length > 1 else -(-width // ALIGNMENT) * ALIGNMENT
@@ -120,7 +128,8 @@ class Plan(NamedTuple):
             "BE": tile.slice_e,
             "NE": self.wide_e // tile.slice_e,
             "PRECISION": self.precision(),
-            "TMA": self.hopper,
+            "TMA": self.descriptors,
+            "HOPPER": self.hopper,
             "num_warps": tile.warps,
             "num_stages": tile.stages,
             # fused multiply-add, said aloud because the default changes with the version of Triton

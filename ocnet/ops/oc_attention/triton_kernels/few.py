@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 
 from ocnet.ops.oc_attention.triton_kernels.forward import store_out
+from ocnet.ops.oc_attention.triton_kernels.segments import of_stage, places, work_item
 from ocnet.ops.oc_attention.triton_kernels.tiles import LN2, LOG2E, load_rows, store_rows
 
 
@@ -29,29 +30,46 @@ def oc_attention_few_fwd_kernel(
     scale, L, S, PROGRAMS,
     BM: tl.constexpr, BE: tl.constexpr,
     BO: tl.constexpr, B0: tl.constexpr, B1: tl.constexpr, STAGES: tl.constexpr,
-    TMA: tl.constexpr, RESIDUAL: tl.constexpr,
+    TMA: tl.constexpr, HOPPER: tl.constexpr, RESIDUAL: tl.constexpr, p_items=None,
+    PIECES: tl.constexpr = 1,
 ):  # fmt: skip
     """``out = softmax(scale * query key^T) value`` and its log-sum-exp, ``PROGRAMS`` per image.
 
-    One program computes ``BO`` output channels.
+    One program computes ``BO`` output channels. With ``p_items`` there are ``PROGRAMS`` per group,
+    whose tensors are those of its stage.
     """
-    i_n, i_o = tl.program_id(0) // PROGRAMS, tl.program_id(1) * BO
+    if p_items is not None:
+        i_stage, i_n, i_m, L, n_map, segment = work_item(p_items, PIECES)
+        S, i_first = L, i_m // BM
+        i_o = tl.program_id(0) % PIECES * BO
+        x_query, stride_qn = of_stage(x_query, i_stage), of_stage(stride_qn, i_stage)
+        x_key0, stride_kn = of_stage(x_key0, i_stage), of_stage(stride_kn, i_stage)
+        x_value0, stride_vn = of_stage(x_value0, i_stage), of_stage(stride_vn, i_stage)
+        x_key1, x_value1 = x_key0, x_value0
+        p_out, stride_on = of_stage(p_out, i_stage), of_stage(stride_on, i_stage)
+        stride_ql, stride_ks = of_stage(stride_ql, i_stage), of_stage(stride_ks, i_stage)
+        stride_vs, stride_ol = of_stage(stride_vs, i_stage), of_stage(stride_ol, i_stage)
+        p_lse, p_residual = of_stage(p_lse, i_stage), of_stage(p_residual, i_stage)
+    else:
+        i_n, i_first = tl.program_id(0) // PROGRAMS, tl.program_id(0) % PROGRAMS
+        i_o = tl.program_id(1) * BO
+        n_map, segment = L, None
     # B0 x BE, B0 x BO
-    b_key0 = load_rows(x_key0, i_n, stride_kn, 0, stride_ks, S, 0, B0, BE, TMA)
-    b_value0 = load_rows(x_value0, i_n, stride_vn, 0, stride_vs, S, i_o, B0, BO, TMA)
+    b_key0 = load_rows(x_key0, i_n, stride_kn, 0, stride_ks, S, 0, B0, BE, TMA, segment)
+    b_value0 = load_rows(x_value0, i_n, stride_vn, 0, stride_vs, S, i_o, B0, BO, TMA, segment)
     if B1 > 0:
         # B1 x BE, B1 x BO
-        b_key1 = load_rows(x_key1, i_n, stride_kn, B0, stride_ks, S, 0, B1, BE, TMA)
-        b_value1 = load_rows(x_value1, i_n, stride_vn, B0, stride_vs, S, i_o, B1, BO, TMA)
+        b_key1 = load_rows(x_key1, i_n, stride_kn, B0, stride_ks, S, 0, B1, BE, TMA, segment)
+        b_value1 = load_rows(x_value1, i_n, stride_vn, B0, stride_vs, S, i_o, B1, BO, TMA, segment)
     p_out += i_n.to(tl.int64) * stride_on
     p_residual += i_n.to(tl.int64) * stride_on
-    p_lse += i_n.to(tl.int64) * L
+    p_lse += i_n.to(tl.int64) * n_map
     for i_tile in tl.range(
-        tl.program_id(0) % PROGRAMS, tl.cdiv(L, BM), PROGRAMS, num_stages=STAGES, disable_licm=TMA
+        i_first, tl.cdiv(L, BM), PROGRAMS, num_stages=STAGES, disable_licm=HOPPER
     ):
         i_m = i_tile * BM
         # BM x BE
-        b_query = load_rows(x_query, i_n, stride_qn, i_m, stride_ql, L, 0, BM, BE, TMA)
+        b_query = load_rows(x_query, i_n, stride_qn, i_m, stride_ql, L, 0, BM, BE, TMA, segment)
         b_score = scores_of(b_query, b_key0, 0, S, scale * LOG2E, B0)
         b_max = tl.max(b_score, 1)
         # -inf - -inf would be NaN where the other block has a finite score.
@@ -70,11 +88,11 @@ def oc_attention_few_fwd_kernel(
             b_max = b_new
         o_m = i_m + tl.arange(0, BM)
         if i_o == 0:
-            tl.store(p_lse + o_m, (b_max + tl.log2(b_sum)) * LN2, mask=o_m < L)
+            tl.store(p_lse + places(o_m, segment), (b_max + tl.log2(b_sum)) * LN2, mask=o_m < L)
         # The first channel is added to the pointers: as a number of every address it spills.
         store_out(
             p_out + i_o, p_residual + i_o, o_m, stride_ol, L, 0,
-            b_out / b_sum[:, None], BO, RESIDUAL,
+            b_out / b_sum[:, None], BO, RESIDUAL, segment,
         )  # fmt: skip
 
 
@@ -86,38 +104,52 @@ def oc_attention_few_bwd_query_kernel(
     scale, L, S, PROGRAMS,
     BM: tl.constexpr, BE: tl.constexpr,
     BV: tl.constexpr, BS: tl.constexpr, STAGES: tl.constexpr, TMA: tl.constexpr,
-    WANTED: tl.constexpr,
+    HOPPER: tl.constexpr, WANTED: tl.constexpr, p_items=None,
 ):  # fmt: skip
     """The gradient of the queries (``WANTED``), and ``delta``, which the keys' gradient needs.
 
     All of a row's probabilities are here, so ``delta`` is the sum of ``P * (grad_out value^T)``: the
-    output need not be read, and nothing that its rounding took is missing.
+    output need not be read, and nothing that its rounding took is missing. ``p_items`` as above.
     """
-    i_n = tl.program_id(0) // PROGRAMS
+    if p_items is not None:
+        i_stage, i_n, i_m, L, n_map, segment = work_item(p_items, 1)
+        S, i_first = L, i_m // BM
+        x_query, stride_qn = of_stage(x_query, i_stage), of_stage(stride_qn, i_stage)
+        x_key, stride_kn = of_stage(x_key, i_stage), of_stage(stride_kn, i_stage)
+        x_value, stride_vn = of_stage(x_value, i_stage), of_stage(stride_vn, i_stage)
+        x_grad_out, stride_gn = of_stage(x_grad_out, i_stage), of_stage(stride_gn, i_stage)
+        p_grad_query, stride_on = of_stage(p_grad_query, i_stage), of_stage(stride_on, i_stage)
+        stride_ql, stride_ks = of_stage(stride_ql, i_stage), of_stage(stride_ks, i_stage)
+        stride_vs, stride_gl = of_stage(stride_vs, i_stage), of_stage(stride_gl, i_stage)
+        stride_ol, p_lse = of_stage(stride_ol, i_stage), of_stage(p_lse, i_stage)
+        p_delta = of_stage(p_delta, i_stage)
+    else:
+        i_n, i_first = tl.program_id(0) // PROGRAMS, tl.program_id(0) % PROGRAMS
+        n_map, segment = L, None
     # BS x BE
-    b_key = load_rows(x_key, i_n, stride_kn, 0, stride_ks, S, 0, BS, BE, TMA)
+    b_key = load_rows(x_key, i_n, stride_kn, 0, stride_ks, S, 0, BS, BE, TMA, segment)
     # BS x BV
-    b_value = load_rows(x_value, i_n, stride_vn, 0, stride_vs, S, 0, BS, BV, TMA)
-    p_lse += i_n.to(tl.int64) * L
-    p_delta += i_n.to(tl.int64) * L
+    b_value = load_rows(x_value, i_n, stride_vn, 0, stride_vs, S, 0, BS, BV, TMA, segment)
+    p_lse += i_n.to(tl.int64) * n_map
+    p_delta += i_n.to(tl.int64) * n_map
     p_grad_query += i_n.to(tl.int64) * stride_on
     for i_tile in tl.range(
-        tl.program_id(0) % PROGRAMS, tl.cdiv(L, BM), PROGRAMS, num_stages=STAGES, disable_licm=TMA
+        i_first, tl.cdiv(L, BM), PROGRAMS, num_stages=STAGES, disable_licm=HOPPER
     ):
         i_m = i_tile * BM
         o_m = i_m + tl.arange(0, BM)
         # BM x BE
-        b_query = load_rows(x_query, i_n, stride_qn, i_m, stride_ql, L, 0, BM, BE, TMA)
+        b_query = load_rows(x_query, i_n, stride_qn, i_m, stride_ql, L, 0, BM, BE, TMA, segment)
         # BM x BV
-        b_grad = load_rows(x_grad_out, i_n, stride_gn, i_m, stride_gl, L, 0, BM, BV, TMA)
+        b_grad = load_rows(x_grad_out, i_n, stride_gn, i_m, stride_gl, L, 0, BM, BV, TMA, segment)
         # BM
-        b_lse = tl.load(p_lse + o_m, mask=o_m < L, other=0.0) * LOG2E
+        b_lse = tl.load(p_lse + places(o_m, segment), mask=o_m < L, other=0.0) * LOG2E
         b_score = scores_of(b_query, b_key, 0, S, scale * LOG2E, BS)
         b_prob = tl.exp2(b_score - b_lse[:, None])
         b_grad_prob = tl.dot(b_grad, tl.trans(b_value))
         b_delta = tl.sum(b_prob * b_grad_prob, 1)
-        tl.store(p_delta + o_m, b_delta, mask=o_m < L)
+        tl.store(p_delta + places(o_m, segment), b_delta, mask=o_m < L)
         if WANTED:
             b_grad_score = b_prob * (b_grad_prob - b_delta[:, None])
             b_grad_query = tl.dot(b_grad_score.to(b_key.dtype), b_key)
-            store_rows(p_grad_query, o_m, stride_ol, L, 0, b_grad_query * scale, BE)
+            store_rows(p_grad_query, o_m, stride_ol, L, 0, b_grad_query * scale, BE, segment)

@@ -4,6 +4,7 @@
 import triton
 import triton.language as tl
 
+from ocnet.ops.oc_attention.triton_kernels.segments import image_of_stage, of_stage, work_item
 from ocnet.ops.oc_attention.triton_kernels.tiles import (
     LN2,
     LOG2E,
@@ -13,6 +14,8 @@ from ocnet.ops.oc_attention.triton_kernels.tiles import (
     load_strided,
     part_of,
     products,
+    store_item,
+    store_item_numbers,
     store_rows,
     store_strided,
 )
@@ -24,14 +27,15 @@ SLACK = tl.constexpr(8.0)
 
 @triton.jit
 def store_out(
-    p_out, p_residual, o_m, stride_ol, L, i_o, b_out, BO: tl.constexpr, RESIDUAL: tl.constexpr
+    p_out, p_residual, o_m, stride_ol, L, i_o, b_out, BO: tl.constexpr, RESIDUAL: tl.constexpr,
+    segment,
 ):  # fmt: skip
     """Write a tile of the output, rounded, and with ``RESIDUAL`` what the rounding took from it."""
     b_rounded = b_out.to(p_out.dtype.element_ty)
     if RESIDUAL:
         b_rest = b_out - b_rounded.to(tl.float32)
-        store_rows(p_residual, o_m, stride_ol, L, i_o, b_rest, BO)
-    store_rows(p_out, o_m, stride_ol, L, i_o, b_rounded, BO)
+        store_rows(p_residual, o_m, stride_ol, L, i_o, b_rest, BO, segment)
+    store_rows(p_out, o_m, stride_ol, L, i_o, b_rounded, BO, segment)
 
 
 @triton.jit
@@ -41,8 +45,9 @@ def oc_attention_fwd_kernel(
     stride_oz, stride_on, stride_ol,
     scale, N, L, S,
     BM: tl.constexpr, BN: tl.constexpr, BE: tl.constexpr, NE: tl.constexpr, BO: tl.constexpr,
-    PRECISION: tl.constexpr, TMA: tl.constexpr,
+    PRECISION: tl.constexpr, TMA: tl.constexpr, HOPPER: tl.constexpr,
     DIAGONAL: tl.constexpr, SPLITS: tl.constexpr, RESIDUAL: tl.constexpr,
+    p_items=None, PIECES: tl.constexpr = 1,
 ):  # fmt: skip
     """``out = softmax(scale * query key^T) value`` and its log-sum-exp, by the online softmax.
 
@@ -54,11 +59,25 @@ def oc_attention_fwd_kernel(
     A row's sums are kept against a reference that follows its maximum only when that has risen by
     more than ``SLACK``; any reference gives the same quotient. With ``DIAGONAL`` the walk over the
     keys starts at the rows' own pixels, most similar to themselves, and wraps around.
+
+    With ``p_items`` a program attends within a group, whose tensors are those of its stage, and
+    ``PIECES`` programs share an item's output channels.
     """
-    n_tiles = tl.cdiv(L, BM)
-    i_n = tl.program_id(0) // n_tiles
-    i_m = (tl.program_id(0) % n_tiles) * BM
-    i_o, i_split = tl.program_id(1) * BO, tl.program_id(2)
+    if p_items is not None:
+        i_stage, i_n, i_m, L, _n_map, segment = work_item(p_items, PIECES)
+        S = L
+        i_o, i_split = tl.program_id(0) % PIECES * BO, tl.program_id(2)
+        x_query = image_of_stage(x_query, stride_qn, i_stage, i_n)
+        x_key = image_of_stage(x_key, stride_kn, i_stage, i_n)
+        x_value = image_of_stage(x_value, stride_vn, i_stage, i_n)
+        stride_ql, stride_ks = of_stage(stride_ql, i_stage), of_stage(stride_ks, i_stage)
+        stride_vs = of_stage(stride_vs, i_stage)
+    else:
+        n_tiles = tl.cdiv(L, BM)
+        i_n = tl.program_id(0) // n_tiles
+        i_m = (tl.program_id(0) % n_tiles) * BM
+        i_o, i_split = tl.program_id(1) * BO, tl.program_id(2)
+        segment = None
     i_part, n_part = part_of(tl.cdiv(S, BN), i_split, SPLITS)
     i_start = 0
     if DIAGONAL:
@@ -66,17 +85,17 @@ def oc_attention_fwd_kernel(
         i_start = tl.where((i_own >= 0) & (i_own < n_part), i_own, 0)
 
     # BM x BE
-    b_query = load_rows(x_query, i_n, stride_qn, i_m, stride_ql, L, 0, BM, BE, TMA)
+    b_query = load_rows(x_query, i_n, stride_qn, i_m, stride_ql, L, 0, BM, BE, TMA, segment)
     b_ref = tl.full([BM], float("-inf"), tl.float32)
     b_sum = tl.zeros([BM], tl.float32)
     b_out = tl.zeros([BM, BO], tl.float32)
-    for i_step in tl.range(n_part, disable_licm=TMA):
+    for i_step in tl.range(n_part, disable_licm=HOPPER):
         i_tile = i_start + i_step
         i_tile = i_part + tl.where(i_tile >= n_part, i_tile - n_part, i_tile)
         i_s = i_tile * BN
         b_score, _ = products(
             b_query, x_query, stride_qn, i_m, stride_ql, L, x_key, stride_kn, i_s, stride_ks, S,
-            i_n, BM, BN, BE, NE, PRECISION, TMA,
+            i_n, BM, BN, BE, NE, PRECISION, TMA, segment,
         )  # fmt: skip
         b_score *= scale * LOG2E
         # One tile of the walk at most; the others need no comparison per number.
@@ -97,26 +116,38 @@ def oc_attention_fwd_kernel(
         b_prob = tl.exp2(b_score - b_shift[:, None])
         b_sum += tl.sum(b_prob, 1)
         # BN x BO
-        b_value = load_rows(x_value, i_n, stride_vn, i_s, stride_vs, S, i_o, BN, BO, TMA)
+        b_value = load_rows(x_value, i_n, stride_vn, i_s, stride_vs, S, i_o, BN, BO, TMA, segment)
         b_out = dot(as_operand(b_prob, b_value, PRECISION), b_value, b_out, PRECISION)
 
-    o_m = i_m + tl.arange(0, BM)
-    p_out += i_n.to(tl.int64) * stride_on
-    if SPLITS == 1:
+    if p_items is not None:
+        if i_o == 0:
+            b_lse = (b_ref + tl.log2(b_sum)) * LN2
+            store_item_numbers(p_items, p_lse, b_lse, BM, PIECES)
+        b_out = b_out / b_sum[:, None]
+        b_rounded = b_out.to(p_out[0].dtype.element_ty)
+        if RESIDUAL:
+            b_rest = b_out - b_rounded.to(tl.float32)
+            store_item(p_items, p_residual, stride_on, stride_ol, i_o, b_rest, BM, BO, PIECES)
+        store_item(p_items, p_out, stride_on, stride_ol, i_o, b_rounded, BM, BO, PIECES)
+    elif SPLITS == 1:
+        o_m = i_m + tl.arange(0, BM)
+        p_out += i_n.to(tl.int64) * stride_on
         if i_o == 0:
             b_lse = (b_ref + tl.log2(b_sum)) * LN2
             tl.store(p_lse + i_n.to(tl.int64) * L + o_m, b_lse, mask=o_m < L)
         store_out(
             p_out, p_residual + i_n.to(tl.int64) * stride_on, o_m, stride_ol, L, i_o,
-            b_out / b_sum[:, None], BO, RESIDUAL,
+            b_out / b_sum[:, None], BO, RESIDUAL, segment,
         )  # fmt: skip
     else:
+        o_m = i_m + tl.arange(0, BM)
+        p_out += i_n.to(tl.int64) * stride_on
         if i_o == 0:
             o_row = (i_split * N + i_n).to(tl.int64) * L + o_m
             tl.store(p_max + o_row, b_ref, mask=o_m < L)
             tl.store(p_lse + o_row, b_sum, mask=o_m < L)
         p_out += i_split.to(tl.int64) * stride_oz
-        store_rows(p_out, o_m, stride_ol, L, i_o, b_out, BO)
+        store_rows(p_out, o_m, stride_ol, L, i_o, b_out, BO, segment)
 
 
 @triton.jit

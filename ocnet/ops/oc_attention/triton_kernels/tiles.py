@@ -4,6 +4,13 @@
 import triton
 import triton.language as tl
 
+from ocnet.ops.oc_attention.triton_kernels.segments import (
+    image_of_stage,
+    of_stage,
+    places,
+    work_item,
+)
+
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 
@@ -36,38 +43,67 @@ def load_strided(
 
 
 @triton.jit
-def row_at(p_base, o_token, stride_token, tokens, i_channel, BC: tl.constexpr):
+def row_at(p_base, o_token, stride_token, tokens, i_channel, BC: tl.constexpr, segment):
     """Pointers of ``BC`` channels of rows that hold them all, and the mask of the rows there are."""
-    o_row = o_token.to(tl.int64)[:, None] * stride_token
+    o_row = places(o_token, segment).to(tl.int64)[:, None] * stride_token
     return p_base + o_row + (i_channel + tl.arange(0, BC))[None, :], (o_token < tokens)[:, None]
 
 
 @triton.jit
 def load_rows(
     x_matrix, i_n, stride_n, i_token, stride_token, tokens, i_channel,
-    BT: tl.constexpr, BC: tl.constexpr, TMA: tl.constexpr,
+    BT: tl.constexpr, BC: tl.constexpr, TMA: tl.constexpr, segment,
 ):  # fmt: skip
     """A tile of ``BT x BC`` of a token matrix whose channels lie side by side, zero past its end.
 
     With ``TMA`` the matrix is a descriptor of shape ``(N, tokens, channels)``, which knows its
     strides, and whose batch axis keeps a tile from reaching into the next image. Without, its rows
-    hold the padded channels.
+    hold the padded channels, and tokens are those of a ``segment`` if there is one.
     """
     if TMA:
         return x_matrix.load([i_n, i_token, i_channel]).reshape(BT, BC)
     else:
+        if segment is None:
+            x_matrix += i_n.to(tl.int64) * stride_n
         p_tile, m_tile = row_at(
-            x_matrix + i_n.to(tl.int64) * stride_n,
-            i_token + tl.arange(0, BT), stride_token, tokens, i_channel, BC,
+            x_matrix,
+            i_token + tl.arange(0, BT), stride_token, tokens, i_channel, BC, segment,
         )  # fmt: skip
         return tl.load(p_tile, mask=m_tile, other=0.0)
 
 
 @triton.jit
-def store_rows(p_base, o_token, stride_token, tokens, i_channel, b_tile, BC: tl.constexpr):
+def store_rows(p_base, o_token, stride_token, tokens, i_channel, b_tile, BC: tl.constexpr, segment):
     """Write ``BC`` channels of rows that hold the padded channels, rounded to their dtype."""
-    p_tile, m_tile = row_at(p_base, o_token, stride_token, tokens, i_channel, BC)
+    p_tile, m_tile = row_at(p_base, o_token, stride_token, tokens, i_channel, BC, segment)
     tl.store(p_tile, b_tile.to(p_base.dtype.element_ty), mask=m_tile)
+
+
+@triton.jit
+def store_item(
+    p_items, p_each, stride_n, stride_token, i_channel, b_tile,
+    BM: tl.constexpr, BC: tl.constexpr, PIECES: tl.constexpr,
+):  # fmt: skip
+    """Write ``BC`` channels of the rows of the program's work item, rounded to their dtype.
+
+    The barrier keeps the places of the rows from being worked out early, beside the last sums.
+    """
+    tl.debug_barrier()
+    i_stage, i_n, i_m, n_group, _, segment = work_item(p_items, PIECES)
+    p_base = image_of_stage(p_each, stride_n, i_stage, i_n)
+    o_m = i_m + tl.arange(0, BM)
+    store_rows(
+        p_base, o_m, of_stage(stride_token, i_stage), n_group, i_channel, b_tile, BC, segment
+    )
+
+
+@triton.jit
+def store_item_numbers(p_items, p_each, b_numbers, BM: tl.constexpr, PIECES: tl.constexpr):
+    """Write a number for each row of the program's work item."""
+    i_stage, i_n, i_m, n_group, n_map, segment = work_item(p_items, PIECES)
+    p_base = of_stage(p_each, i_stage) + i_n.to(tl.int64) * n_map
+    o_m = i_m + tl.arange(0, BM)
+    tl.store(p_base + places(o_m, segment), b_numbers, mask=o_m < n_group)
 
 
 @triton.jit
@@ -156,7 +192,7 @@ def dot(b_left, b_right, b_sum, PRECISION: tl.constexpr):
 def products(
     b_row, x_row, stride_rn, i_m, stride_rt, rows, x_col, stride_cn, i_c, stride_ct, cols, i_n,
     BM: tl.constexpr, BN: tl.constexpr, BC: tl.constexpr, NC: tl.constexpr,
-    PRECISION: tl.constexpr, TMA: tl.constexpr,
+    PRECISION: tl.constexpr, TMA: tl.constexpr, segment,
 ):  # fmt: skip
     """Inner products of a row tile with a column tile, and the column tile's first slice.
 
@@ -164,7 +200,7 @@ def products(
     slice: a row tile that wide has no room on chip.
     """
     # BN x BC
-    b_first = load_rows(x_col, i_n, stride_cn, i_c, stride_ct, cols, 0, BN, BC, TMA)
+    b_first = load_rows(x_col, i_n, stride_cn, i_c, stride_ct, cols, 0, BN, BC, TMA, segment)
     b_products = tl.zeros([BM, BN], tl.float32)
     if NC == 1:
         b_products = dot(b_row, tl.trans(b_first), b_products, PRECISION)
@@ -172,11 +208,11 @@ def products(
         for i_slice in range(NC):
             # BM x BC
             b_slice = load_rows(
-                x_row, i_n, stride_rn, i_m, stride_rt, rows, i_slice * BC, BM, BC, TMA
+                x_row, i_n, stride_rn, i_m, stride_rt, rows, i_slice * BC, BM, BC, TMA, segment
             )
             # BN x BC
             b_col = load_rows(
-                x_col, i_n, stride_cn, i_c, stride_ct, cols, i_slice * BC, BN, BC, TMA
+                x_col, i_n, stride_cn, i_c, stride_ct, cols, i_slice * BC, BN, BC, TMA, segment
             )
             b_products = dot(b_slice, tl.trans(b_col), b_products, PRECISION)
     return b_products, b_first
