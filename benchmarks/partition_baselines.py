@@ -19,9 +19,9 @@ from ocnet.engine.partition_workload import FORMS as INSTALLED
 from ocnet.engine.partition_workload import PartitionWorkload, attend, stages_of
 from ocnet.engine.workload import Form, sdpa_builds_matrix
 from ocnet.ops import Blocks, Grid, Partition
+from ocnet.ops._partition import Axes
 from ocnet.ops.oc_attention.reference import naive_attention
 from ocnet.ops.partitioned_attention.autograd import BACKENDS
-from ocnet.ops.partitioned_attention.partition import Axes
 from ocnet.ops.partitioned_attention.problem import Problem
 
 _HERE = "benchmarks.partition_baselines"

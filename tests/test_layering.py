@@ -2,6 +2,7 @@
 """Imports point one way; docs/architecture.md draws the arrow."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -61,6 +62,22 @@ def test_imports_point_left(path: Path) -> None:
 )
 def test_a_wrong_import_is_caught(layer: str, source: str) -> None:
     assert violations(layer, source)
+
+
+def test_no_two_ops_import_each_other() -> None:
+    """What two ops share is beside their folders; an op may build on another one."""
+    ops = PACKAGE / "ops"
+    names = [p.name for p in ops.iterdir() if (p / "functional.py").exists()]
+    assert "partitioned_attention" in names
+    used = {
+        (name, other)
+        for name in names
+        for path in (ops / name).rglob("*.py")
+        for other in names
+        if other != name
+        and re.search(rf"^(from|import) ocnet\.ops\.{other}\b", path.read_text(), re.M)
+    }
+    assert not {(other, name) for name, other in used} & used
 
 
 def test_every_folder_has_a_place() -> None:

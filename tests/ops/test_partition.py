@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ocnet.ops import Blocks, Grid, Strided
+from ocnet.ops._partition import decode, encode, stage_axes
 from ocnet.ops.partitioned_attention.flops import pairs
-from ocnet.ops.partitioned_attention.partition import decode, encode, stage_axes
 
 # Edges of Pyramid-OC's cells, by the side of the map and the number of cells.
 CELLS = {

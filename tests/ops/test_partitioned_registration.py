@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from ocnet.ops import Blocks, Grid, Strided, explain, partitioned_attention, pyramid_attention
-from ocnet.ops.partitioned_attention.partition import encode
+from ocnet.ops._partition import encode
 from ocnet.ops.partitioned_attention.reference import naive_partitioned_attention
 from ocnet.testing import AttentionCase, make_inputs
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ocnet.ops import Blocks, Grid, Strided
-from ocnet.ops.partitioned_attention.partition import Axes, Axis
+from ocnet.ops._partition import Axes, Axis
 
 pytestmark = pytest.mark.native
 

@@ -385,8 +385,12 @@ def choose(
     Returns:
         The tile.
     """
+    return fit(kernel, table(math, hopper, version)[kernel], e, ev)
+
+
+def fit(kernel: Kernel, rows: tuple[Row, ...], e: int, ev: int) -> Tile:
+    """Return the first tile that is wide enough, its slices no wider than the padded channels."""
     wide_e, wide_ev = padded(e), padded(ev)
-    rows = table(math, hopper, version)[kernel]
     tile = next(row.tile for row in rows if wide_e <= row.max_e and wide_ev <= row.max_ev)
     wide_out = wide_ev if kernel in ("forward", "value") else wide_e
     return dataclasses.replace(

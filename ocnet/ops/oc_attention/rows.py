@@ -8,8 +8,8 @@ from torch import Tensor
 
 from ocnet.ops._checks import check_integers, check_keys, shape_of
 from ocnet.ops._layout import tokens
+from ocnet.ops._partition import KINDS, Axis, Partition
 from ocnet.ops.oc_attention.problem import DTYPES
-from ocnet.ops.partitioned_attention.partition import KINDS, Axis, Partition
 
 _NAME = "attention_rows"
 Points = Tensor | Sequence[Sequence[int]]

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ocnet.ops._backends import Backends, Support
 from ocnet.ops._layout import tokens
+from ocnet.ops._partition import decode
 from ocnet.ops._precision import tf32_allowed
 from ocnet.ops._registration import register_autocast
 from ocnet.ops.oc_attention.autograd import empty_like_source, empty_results, scale_of
@@ -23,7 +24,6 @@ from ocnet.ops.partitioned_attention import (
     reference,
     triton_backend,
 )
-from ocnet.ops.partitioned_attention.partition import decode
 from ocnet.ops.partitioned_attention.problem import BackwardCall, ForwardCall, Problem
 
 

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from ocnet.ops._late import when_imported
+from ocnet.ops._partition import Axes, decode
 from ocnet.ops.oc_attention.flops import Shape, backward_flops, forward_flops
 from ocnet.ops.partitioned_attention.autograd import (
     partitioned_attention_bwd,
     partitioned_attention_fwd,
 )
-from ocnet.ops.partitioned_attention.partition import Axes, decode
 
 
 def pairs(axes: Axes) -> int:

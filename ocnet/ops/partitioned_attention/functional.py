@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ocnet.ops._backends import AUTO, Backends, register_describer
 from ocnet.ops._checks import check_attention, shape_of
+from ocnet.ops._partition import KINDS, Grid, Partition, encode
 from ocnet.ops.partitioned_attention.autograd import BACKENDS
-from ocnet.ops.partitioned_attention.partition import KINDS, Grid, Partition, encode
 from ocnet.ops.partitioned_attention.problem import DTYPES, MAX_STAGES, Problem
 
 _PARTITIONED, _PYRAMID = "partitioned_attention", "pyramid_attention"

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ocnet.ops._partition import Axes, Partition
 from ocnet.ops.oc_attention.problem import DTYPES, refuse_common
-from ocnet.ops.partitioned_attention.partition import Axes, Partition
 
 __all__ = ["DTYPES", "MAX_STAGES", "BackwardCall", "ForwardCall", "Problem", "refuse_common"]
 

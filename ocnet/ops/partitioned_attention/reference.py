@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from ocnet.ops._backends import SUPPORTED, Support
+from ocnet.ops._partition import Axes, Partition, Shape, stage_axes
 from ocnet.ops.oc_attention import problem as attention
 from ocnet.ops.oc_attention import reference
-from ocnet.ops.partitioned_attention.partition import Axes, Partition, Shape, stage_axes
 from ocnet.ops.partitioned_attention.problem import BackwardCall, ForwardCall, Problem
 
 

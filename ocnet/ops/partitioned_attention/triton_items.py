@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ocnet.ops.partitioned_attention.partition import Axes, Axis
+from ocnet.ops._partition import Axes, Axis
 
 # Tables that are kept; an item is 40 bytes.
 _TABLES = 256
@@ -23,7 +23,11 @@ Numbers = np.ndarray[Any, np.dtype[np.int64]]
 
 
 def items(
-    axes: tuple[Axes, ...], images: tuple[int, ...], rows: int, programs: int, device: torch.device
+    axes: tuple[Axes, ...],
+    images: tuple[int, ...],
+    rows: int,
+    programs: int | None,
+    device: torch.device,
 ) -> Tensor:
     """Return the work items of a launch, those of the largest groups first.
 
@@ -33,7 +37,7 @@ def items(
         axes: Partition of each stage.
         images: Of each stage.
         rows: Tokens of a tile.
-        programs: Items of a group, at most; with fewer than it has tiles, the first ones.
+        programs: Items of a group, at most: those of its first tiles. ``None``: all.
         device: Of the kernel that reads them.
 
     Returns:
@@ -50,7 +54,11 @@ def items(
 
 @functools.lru_cache(_TABLES)
 def _table(
-    axes: tuple[Axes, ...], images: tuple[int, ...], rows: int, programs: int, device: torch.device
+    axes: tuple[Axes, ...],
+    images: tuple[int, ...],
+    rows: int,
+    programs: int | None,
+    device: torch.device,
 ) -> Tensor:
     stages = zip(axes, images, strict=True)
     table = np.concatenate(
@@ -60,9 +68,9 @@ def _table(
     return torch.from_numpy(table[largest_first].astype(np.int32)).to(device)
 
 
-def _of_stage(stage: int, axes: Axes, images: int, rows: int, programs: int) -> Numbers:
+def _of_stage(stage: int, axes: Axes, images: int, rows: int, programs: int | None) -> Numbers:
     groups = _groups(axes)
-    tiles = np.minimum(-(-groups[:, 0] // rows), programs)
+    tiles = np.minimum(-(-groups[:, 0] // rows), programs or largest(axes))
     group = np.repeat(np.arange(len(groups)), tiles)
     tile = np.arange(len(group)) - (np.cumsum(tiles) - tiles)[group]
     image = np.repeat(np.arange(images), len(group))
@@ -93,6 +101,11 @@ def _groups(axes: Axes) -> Numbers:
         shift,
     )
     return np.stack([each.ravel() for each in np.broadcast_arrays(*columns)], 1)
+
+
+def largest(axes: Axes) -> int:
+    """Return the tokens of the largest group."""
+    return max(shape.height * shape.width for shape in axes.shapes())
 
 
 def _cuts(axis: Axis) -> tuple[Numbers, Numbers]:

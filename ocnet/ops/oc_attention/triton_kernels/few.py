@@ -10,9 +10,21 @@ softmax of a row is done in one pass. In the forward the keys are covered by two
 import triton
 import triton.language as tl
 
-from ocnet.ops.oc_attention.triton_kernels.forward import store_out
-from ocnet.ops.oc_attention.triton_kernels.segments import of_stage, places, work_item
-from ocnet.ops.oc_attention.triton_kernels.tiles import LN2, LOG2E, load_rows, store_rows
+from ocnet.ops.oc_attention.triton_kernels.forward import store_item_out, store_out
+from ocnet.ops.oc_attention.triton_kernels.segments import (
+    image_of_stage,
+    of_stage,
+    places,
+    work_item,
+)
+from ocnet.ops.oc_attention.triton_kernels.tiles import (
+    LN2,
+    LOG2E,
+    load_rows,
+    store_item,
+    store_item_numbers,
+    store_rows,
+)
 
 
 @triton.jit
@@ -39,21 +51,22 @@ def oc_attention_few_fwd_kernel(
     whose tensors are those of its stage.
     """
     if p_items is not None:
-        i_stage, i_n, i_m, L, n_map, segment = work_item(p_items, PIECES)
+        i_stage, i_n, i_m, L, _n_map, segment = work_item(p_items, PIECES)
         S, i_first = L, i_m // BM
         i_o = tl.program_id(0) % PIECES * BO
-        x_query, stride_qn = of_stage(x_query, i_stage), of_stage(stride_qn, i_stage)
-        x_key0, stride_kn = of_stage(x_key0, i_stage), of_stage(stride_kn, i_stage)
-        x_value0, stride_vn = of_stage(x_value0, i_stage), of_stage(stride_vn, i_stage)
+        x_query = image_of_stage(x_query, stride_qn, i_stage, i_n)
+        x_key0 = image_of_stage(x_key0, stride_kn, i_stage, i_n)
+        x_value0 = image_of_stage(x_value0, stride_vn, i_stage, i_n)
         x_key1, x_value1 = x_key0, x_value0
-        p_out, stride_on = of_stage(p_out, i_stage), of_stage(stride_on, i_stage)
         stride_ql, stride_ks = of_stage(stride_ql, i_stage), of_stage(stride_ks, i_stage)
-        stride_vs, stride_ol = of_stage(stride_vs, i_stage), of_stage(stride_ol, i_stage)
-        p_lse, p_residual = of_stage(p_lse, i_stage), of_stage(p_residual, i_stage)
+        stride_vs = of_stage(stride_vs, i_stage)
     else:
         i_n, i_first = tl.program_id(0) // PROGRAMS, tl.program_id(0) % PROGRAMS
         i_o = tl.program_id(1) * BO
-        n_map, segment = L, None
+        p_out += i_n.to(tl.int64) * stride_on
+        p_residual += i_n.to(tl.int64) * stride_on
+        p_lse += i_n.to(tl.int64) * L
+        segment = None
     # B0 x BE, B0 x BO
     b_key0 = load_rows(x_key0, i_n, stride_kn, 0, stride_ks, S, 0, B0, BE, TMA, segment)
     b_value0 = load_rows(x_value0, i_n, stride_vn, 0, stride_vs, S, i_o, B0, BO, TMA, segment)
@@ -61,9 +74,6 @@ def oc_attention_few_fwd_kernel(
         # B1 x BE, B1 x BO
         b_key1 = load_rows(x_key1, i_n, stride_kn, B0, stride_ks, S, 0, B1, BE, TMA, segment)
         b_value1 = load_rows(x_value1, i_n, stride_vn, B0, stride_vs, S, i_o, B1, BO, TMA, segment)
-    p_out += i_n.to(tl.int64) * stride_on
-    p_residual += i_n.to(tl.int64) * stride_on
-    p_lse += i_n.to(tl.int64) * n_map
     for i_tile in tl.range(
         i_first, tl.cdiv(L, BM), PROGRAMS, num_stages=STAGES, disable_licm=HOPPER
     ):
@@ -86,14 +96,23 @@ def oc_attention_few_fwd_kernel(
             b_sum = b_sum * b_decay + tl.sum(b_prob, 1)
             b_out = tl.dot(b_prob.to(b_value1.dtype), b_value1, b_out * b_decay[:, None])
             b_max = b_new
-        o_m = i_m + tl.arange(0, BM)
-        if i_o == 0:
-            tl.store(p_lse + places(o_m, segment), (b_max + tl.log2(b_sum)) * LN2, mask=o_m < L)
-        # The first channel is added to the pointers: as a number of every address it spills.
-        store_out(
-            p_out + i_o, p_residual + i_o, o_m, stride_ol, L, 0,
-            b_out / b_sum[:, None], BO, RESIDUAL, segment,
-        )  # fmt: skip
+        if p_items is not None:
+            if i_o == 0:
+                b_lse = (b_max + tl.log2(b_sum)) * LN2
+                store_item_numbers(p_items, p_lse, b_lse, BM, PIECES, i_m)
+            store_item_out(
+                p_items, p_out, p_residual, stride_on, stride_ol, i_o, b_out / b_sum[:, None],
+                BM, BO, PIECES, RESIDUAL, i_m,
+            )  # fmt: skip
+        else:
+            o_m = i_m + tl.arange(0, BM)
+            if i_o == 0:
+                tl.store(p_lse + o_m, (b_max + tl.log2(b_sum)) * LN2, mask=o_m < L)
+            # The first channel is added to the pointers: as a number of every address it spills.
+            store_out(
+                p_out + i_o, p_residual + i_o, o_m, stride_ol, L, 0,
+                b_out / b_sum[:, None], BO, RESIDUAL, segment,
+            )  # fmt: skip
 
 
 @triton.jit
@@ -114,25 +133,23 @@ def oc_attention_few_bwd_query_kernel(
     if p_items is not None:
         i_stage, i_n, i_m, L, n_map, segment = work_item(p_items, 1)
         S, i_first = L, i_m // BM
-        x_query, stride_qn = of_stage(x_query, i_stage), of_stage(stride_qn, i_stage)
-        x_key, stride_kn = of_stage(x_key, i_stage), of_stage(stride_kn, i_stage)
-        x_value, stride_vn = of_stage(x_value, i_stage), of_stage(stride_vn, i_stage)
-        x_grad_out, stride_gn = of_stage(x_grad_out, i_stage), of_stage(stride_gn, i_stage)
-        p_grad_query, stride_on = of_stage(p_grad_query, i_stage), of_stage(stride_on, i_stage)
+        x_query = image_of_stage(x_query, stride_qn, i_stage, i_n)
+        x_key = image_of_stage(x_key, stride_kn, i_stage, i_n)
+        x_value = image_of_stage(x_value, stride_vn, i_stage, i_n)
+        x_grad_out = image_of_stage(x_grad_out, stride_gn, i_stage, i_n)
         stride_ql, stride_ks = of_stage(stride_ql, i_stage), of_stage(stride_ks, i_stage)
         stride_vs, stride_gl = of_stage(stride_vs, i_stage), of_stage(stride_gl, i_stage)
-        stride_ol, p_lse = of_stage(stride_ol, i_stage), of_stage(p_lse, i_stage)
-        p_delta = of_stage(p_delta, i_stage)
+        p_lse = of_stage(p_lse, i_stage) + i_n.to(tl.int64) * n_map
     else:
         i_n, i_first = tl.program_id(0) // PROGRAMS, tl.program_id(0) % PROGRAMS
-        n_map, segment = L, None
+        p_lse += i_n.to(tl.int64) * L
+        p_delta += i_n.to(tl.int64) * L
+        p_grad_query += i_n.to(tl.int64) * stride_on
+        segment = None
     # BS x BE
     b_key = load_rows(x_key, i_n, stride_kn, 0, stride_ks, S, 0, BS, BE, TMA, segment)
     # BS x BV
     b_value = load_rows(x_value, i_n, stride_vn, 0, stride_vs, S, 0, BS, BV, TMA, segment)
-    p_lse += i_n.to(tl.int64) * n_map
-    p_delta += i_n.to(tl.int64) * n_map
-    p_grad_query += i_n.to(tl.int64) * stride_on
     for i_tile in tl.range(
         i_first, tl.cdiv(L, BM), PROGRAMS, num_stages=STAGES, disable_licm=HOPPER
     ):
@@ -148,8 +165,17 @@ def oc_attention_few_bwd_query_kernel(
         b_prob = tl.exp2(b_score - b_lse[:, None])
         b_grad_prob = tl.dot(b_grad, tl.trans(b_value))
         b_delta = tl.sum(b_prob * b_grad_prob, 1)
-        tl.store(p_delta + places(o_m, segment), b_delta, mask=o_m < L)
+        if p_items is not None:
+            store_item_numbers(p_items, p_delta, b_delta, BM, 1, i_m)
+        else:
+            tl.store(p_delta + o_m, b_delta, mask=o_m < L)
         if WANTED:
             b_grad_score = b_prob * (b_grad_prob - b_delta[:, None])
             b_grad_query = tl.dot(b_grad_score.to(b_key.dtype), b_key)
-            store_rows(p_grad_query, o_m, stride_ol, L, 0, b_grad_query * scale, BE, segment)
+            b_grad_query *= scale
+            if p_items is not None:
+                store_item(
+                    p_items, p_grad_query, stride_on, stride_ol, 0, b_grad_query, BM, BE, 1, i_m
+                )
+            else:
+                store_rows(p_grad_query, o_m, stride_ol, L, 0, b_grad_query, BE, segment)

@@ -39,6 +39,19 @@ def store_out(
 
 
 @triton.jit
+def store_item_out(
+    p_items, p_out, p_residual, stride_on, stride_ol, i_o, b_out,
+    BM: tl.constexpr, BO: tl.constexpr, PIECES: tl.constexpr, RESIDUAL: tl.constexpr, i_row=None,
+):  # fmt: skip
+    """The same for the rows of the program's work item."""
+    b_rounded = b_out.to(p_out[0].dtype.element_ty)
+    if RESIDUAL:
+        b_rest = b_out - b_rounded.to(tl.float32)
+        store_item(p_items, p_residual, stride_on, stride_ol, i_o, b_rest, BM, BO, PIECES, i_row)
+    store_item(p_items, p_out, stride_on, stride_ol, i_o, b_rounded, BM, BO, PIECES, i_row)
+
+
+@triton.jit
 def oc_attention_fwd_kernel(
     x_query, x_key, x_value, p_out, p_lse, p_residual, p_max,
     stride_qn, stride_ql, stride_kn, stride_ks, stride_vn, stride_vs,
@@ -123,12 +136,10 @@ def oc_attention_fwd_kernel(
         if i_o == 0:
             b_lse = (b_ref + tl.log2(b_sum)) * LN2
             store_item_numbers(p_items, p_lse, b_lse, BM, PIECES)
-        b_out = b_out / b_sum[:, None]
-        b_rounded = b_out.to(p_out[0].dtype.element_ty)
-        if RESIDUAL:
-            b_rest = b_out - b_rounded.to(tl.float32)
-            store_item(p_items, p_residual, stride_on, stride_ol, i_o, b_rest, BM, BO, PIECES)
-        store_item(p_items, p_out, stride_on, stride_ol, i_o, b_rounded, BM, BO, PIECES)
+        store_item_out(
+            p_items, p_out, p_residual, stride_on, stride_ol, i_o, b_out / b_sum[:, None],
+            BM, BO, PIECES, RESIDUAL,
+        )  # fmt: skip
     elif SPLITS == 1:
         o_m = i_m + tl.arange(0, BM)
         p_out += i_n.to(tl.int64) * stride_on

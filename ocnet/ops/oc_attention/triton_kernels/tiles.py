@@ -82,14 +82,16 @@ def store_rows(p_base, o_token, stride_token, tokens, i_channel, b_tile, BC: tl.
 @triton.jit
 def store_item(
     p_items, p_each, stride_n, stride_token, i_channel, b_tile,
-    BM: tl.constexpr, BC: tl.constexpr, PIECES: tl.constexpr,
+    BM: tl.constexpr, BC: tl.constexpr, PIECES: tl.constexpr, i_row=None,
 ):  # fmt: skip
     """Write ``BC`` channels of the rows of the program's work item, rounded to their dtype.
 
-    The barrier keeps the places of the rows from being worked out early, beside the last sums.
+    With ``i_row`` the rows from that on are meant, instead of the item's own. The barrier keeps the
+    places of the rows from being worked out early, beside the last sums.
     """
     tl.debug_barrier()
     i_stage, i_n, i_m, n_group, _, segment = work_item(p_items, PIECES)
+    i_m = i_m if i_row is None else i_row
     p_base = image_of_stage(p_each, stride_n, i_stage, i_n)
     o_m = i_m + tl.arange(0, BM)
     store_rows(
@@ -98,9 +100,12 @@ def store_item(
 
 
 @triton.jit
-def store_item_numbers(p_items, p_each, b_numbers, BM: tl.constexpr, PIECES: tl.constexpr):
-    """Write a number for each row of the program's work item."""
+def store_item_numbers(
+    p_items, p_each, b_numbers, BM: tl.constexpr, PIECES: tl.constexpr, i_row=None
+):  # fmt: skip
+    """Write a number for each row of the program's work item; ``i_row`` as above."""
     i_stage, i_n, i_m, n_group, n_map, segment = work_item(p_items, PIECES)
+    i_m = i_m if i_row is None else i_row
     p_base = of_stage(p_each, i_stage) + i_n.to(tl.int64) * n_map
     o_m = i_m + tl.arange(0, BM)
     tl.store(p_base + places(o_m, segment), b_numbers, mask=o_m < n_group)

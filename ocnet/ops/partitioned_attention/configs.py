@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: MIT
+"""Frozen tile sizes of the Triton kernels on groups; ocnet/ops/oc_attention/configs.py explains them.
+
+Groups are read through pointers. Other GPUs than those of compute capability 9.x read whole maps so
+too, and take the same tiles with few exceptions. On 9.x descriptors write to shared memory without a
+register; here every row of a tile is an address, and a tile that no pipeline brings in passes through
+registers, so slices are narrower and columns fewer.
+``tests/ops/test_triton_partition_compile.py`` compiles the rows with Triton 3.6 and 3.9; what "spills"
+below was seen there, in one of them or both.
+"""
+
+from ocnet.ops.oc_attention import configs
+from ocnet.ops.oc_attention.configs import Kernel, Math, Row, Table, Tile
+
+_WHOLE_16 = configs.table("half", True, (3, 9))
+
+_HOPPER_16: Table = {
+    "forward": (
+        *_WHOLE_16["forward"][:3],
+        # 64 columns spill
+        Row(256, 256, Tile(128, 32, 256, 256, 256, warps=8, stages=3)),
+        # all 512 output channels beside 64 rows spill
+        Row(128, 512, Tile(64, 64, 128, 512, 256, warps=8, stages=3)),
+        # scores are computed once; 64 columns need 237568 B
+        Row(256, 512, Tile(64, 32, 256, 512, 512, warps=8, stages=3)),
+        # kept whole: slices would be read again in every step
+        Row(512, 512, Tile(64, 32, 512, 512, 256, warps=8, stages=2)),
+    ),
+    "value": (
+        *_WHOLE_16["value"][:2],
+        # 64 rows that keep all 512 output channels spill
+        Row(256, 512, Tile(128, 64, 256, 512, 256, warps=8, stages=2)),
+        Row(512, 512, Tile(64, 32, 512, 512, 512, warps=8, stages=2)),
+    ),
+    "query": (
+        *_WHOLE_16["query"][:4],
+        # both kept tiles whole: slices spill
+        Row(256, 512, Tile(64, 32, 256, 512, 256, warps=8, stages=2)),
+        Row(512, 256, Tile(64, 32, 512, 256, 512, warps=8, stages=2)),
+        Row(512, 512, Tile(64, 16, 512, 512, 512, warps=8, stages=1)),
+    ),
+    "key": (
+        # 128 columns spill
+        Row(64, 64, Tile(128, 64, 64, 64, 64, warps=8, stages=3, out_v=64)),
+        # three stages spill
+        Row(128, 128, Tile(128, 64, 128, 128, 128, warps=8, stages=2, out_v=128)),
+        _WHOLE_16["key"][2],
+        # 64 columns spill
+        Row(256, 256, Tile(64, 32, 256, 256, 256, warps=8, stages=3, out_v=256)),
+        Row(256, 512, Tile(64, 32, 256, 512, 256, warps=8, stages=2)),
+        # 32 columns spill
+        Row(512, 256, Tile(64, 16, 512, 256, 512, warps=8, stages=2)),
+        Row(512, 512, Tile(64, 16, 512, 512, 512, warps=8, stages=1)),
+    ),
+    "both": (
+        *_WHOLE_16["both"][:3],
+        # four warps spill
+        Row(256, 64, Tile(64, 32, 256, 64, 256, warps=8, stages=2)),
+        _WHOLE_16["both"][3],
+        # wider slices spill
+        Row(128, 512, Tile(64, 64, 128, 64, 128, warps=8, stages=3)),
+        Row(256, 512, Tile(64, 64, 256, 64, 256, warps=8, stages=3)),
+        # 32 columns spill
+        Row(512, 128, Tile(64, 16, 512, 128, 512, warps=8, stages=2)),
+        Row(512, 512, Tile(64, 32, 512, 64, 512, warps=8, stages=1)),
+    ),
+}
+
+
+def table(math: Math, hopper: bool, version: tuple[int, int]) -> Table:
+    """Return the tiles of one kind of products on one kind of GPU."""
+    if math == "half" and hopper:
+        return _HOPPER_16
+    return configs.table(math, hopper, version)
+
+
+def choose(
+    kernel: Kernel, math: Math, hopper: bool, version: tuple[int, int], e: int, ev: int
+) -> Tile:
+    """Return the tile of a call on groups; the arguments are those for whole maps."""
+    return configs.fit(kernel, table(math, hopper, version)[kernel], e, ev)
