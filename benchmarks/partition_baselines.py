@@ -101,45 +101,50 @@ def _tiles(pixels: Tensor, partition: Partition) -> Tensor:
 
 def _permuted_maps(stage: Stage, partition: Partition) -> Tensor:
     """Attend by the plain formula on a batch of small maps."""
-    query, key, value = stage
-    blocks = isinstance(partition, Blocks)
-    there = (0, 2, 4, 1, 3, 5) if blocks else (0, 3, 5, 1, 2, 4)
-    back = (0, 3, 1, 4, 2, 5) if blocks else (0, 3, 4, 1, 5, 2)
-
-    def split(pixels: Tensor) -> Tensor:
-        return _tiles(pixels, partition).permute(there)
+    inside, groups = _inside_and_between(partition)
+    there = (0, *groups, 1, *inside)
 
     def batch(pixels: Tensor) -> Tensor:
-        groups = split(pixels)
-        return groups.reshape(-1, *groups.shape[3:])
+        tiles = _tiles(pixels, partition).permute(there)
+        return tiles.reshape(-1, *tiles.shape[3:])
 
-    queries = batch(query)
-    out = naive_attention(queries, queries if key is query else batch(key), batch(value))
-    return out.view(split(value).shape).permute(back).reshape(value.shape)
+    return _undo(_on_batches(naive_attention, stage, batch), stage, partition, there)
 
 
 def _permuted_tokens(stage: Stage, partition: Partition) -> Tensor:
     """Attend by torch's kernel on a batch of token matrices, channels side by side."""
-    query, key, value = stage
-    blocks = isinstance(partition, Blocks)
-    there = (0, 2, 4, 3, 5, 1) if blocks else (0, 3, 5, 2, 4, 1)
-    back = (0, 1, 3, 2, 4, 5) if blocks else (0, 3, 1, 4, 2, 5)
-
-    def split(pixels: Tensor) -> Tensor:
-        return _tiles(pixels, partition).permute(there)
+    inside, groups = _inside_and_between(partition)
+    there = (0, *groups, *inside, 1)
 
     def batch(pixels: Tensor) -> Tensor:
-        groups = split(pixels)
-        length = groups.shape[3] * groups.shape[4]
-        return groups.reshape(-1, 1, length, groups.shape[5]).contiguous()
+        tiles = _tiles(pixels, partition).permute(there)
+        return tiles.reshape(-1, 1, tiles.shape[3] * tiles.shape[4], tiles.shape[5]).contiguous()
 
+    out = _on_batches(F.scaled_dot_product_attention, stage, batch)
+    return _undo(out, stage, partition, there)
+
+
+def _inside_and_between(partition: Partition) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Return which axes of tiles count the pixels of a group, and which the groups."""
+    within, across = (3, 5), (2, 4)
+    return (within, across) if isinstance(partition, Blocks) else (across, within)
+
+
+def _on_batches(attention: Attention, stage: Stage, batch: Callable[[Tensor], Tensor]) -> Tensor:
+    query, key, value = stage
     queries = batch(query)
-    out = F.scaled_dot_product_attention(
-        queries, queries if key is query else batch(key), batch(value)
-    )
-    n, channels, h, w = value.shape
-    rows = out.view(split(value).shape).permute(back).reshape(n, h, w, channels)
-    return rows.permute(0, 3, 1, 2)
+    return attention(queries, queries if key is query else batch(key), batch(value))
+
+
+def _undo(out: Tensor, stage: Stage, partition: Partition, there: tuple[int, ...]) -> Tensor:
+    """Return groups to their places in the map; channels stay where they are in memory."""
+    value = stage[2]
+    n, c, h, w = value.shape
+    tiles = out.view(_tiles(value, partition).permute(there).shape)
+    if there[-1] == 1:
+        back = [there.index(axis) for axis in (0, 2, 3, 4, 5, 1)]
+        return tiles.permute(back).reshape(n, h, w, c).permute(0, 3, 1, 2)
+    return tiles.permute([there.index(axis) for axis in range(6)]).reshape(n, c, h, w)
 
 
 def _flex_tokens(query: Tensor, key: Tensor, value: Tensor, mask: Any) -> Tensor:

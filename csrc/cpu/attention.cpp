@@ -5,6 +5,7 @@
 #include <torch/headeronly/util/Exception.h>
 
 #include "backward.h"
+#include "dispatch.h"
 #include "forward.h"
 
 namespace ocnet::cpu {
@@ -46,23 +47,6 @@ void check_inputs(const char* function, const Tensor& query, const std::optional
                   "float32");
 }
 
-// Calls run(T{}, Element{}) for the type of the sums and the type in memory.
-template <typename Run>
-void dispatch(ScalarType type, const Run& run) {
-  switch (type) {
-    case ScalarType::Float:
-      return run(float{}, float{});
-    case ScalarType::Double:
-      return run(double{}, double{});
-    case ScalarType::BFloat16:
-      return run(float{}, c10::BFloat16{});
-    case ScalarType::Half:
-      return run(float{}, c10::Half{});
-    default:
-      STD_TORCH_CHECK(false, "oc_attention: query must be float32, float64, bfloat16 or float16");
-  }
-}
-
 }  // namespace
 
 void check(const char* function, const ForwardTensors& at) {
@@ -86,13 +70,13 @@ void check(const char* function, const BackwardTensors& at) {
 }
 
 void forward(const ForwardTensors& tensors, const Groups* groups) {
-  dispatch(tensors.query.scalar_type(), [&](auto wide, auto element) {
+  dispatch("oc_attention", "query", tensors.query, [&](auto wide, auto element) {
     forward(ForwardCall<decltype(wide), decltype(element)>(tensors, groups));
   });
 }
 
 void backward(const BackwardTensors& tensors, const Groups* groups) {
-  dispatch(tensors.query.scalar_type(), [&](auto wide, auto element) {
+  dispatch("oc_attention", "query", tensors.query, [&](auto wide, auto element) {
     backward(BackwardCall<decltype(wide), decltype(element)>(tensors, groups));
   });
 }

@@ -4,6 +4,7 @@
 
 #include "../common/checks.h"
 #include "../common/dispatch.h"
+#include "dispatch.h"
 #include "spatial_gather_bwd.h"
 #include "spatial_gather_fwd.h"
 
@@ -53,32 +54,13 @@ Checked check(const char* function, const Tensor& features, const Tensor& logits
   return checked;
 }
 
-// Calls run(T{}, Element{}) for the type of the sums and the type in memory.
-template <typename Run>
-void dispatch(const char* function, const Tensor& features, const Run& run) {
-  using torch::headeronly::ScalarType;
-  switch (features.scalar_type()) {
-    case ScalarType::Float:
-      return run(float{}, float{});
-    case ScalarType::Double:
-      return run(double{}, double{});
-    case ScalarType::BFloat16:
-      return run(float{}, c10::BFloat16{});
-    case ScalarType::Half:
-      return run(float{}, c10::Half{});
-    default:
-      fail_argument(function, "features", "have dtype Float, Double, BFloat16 or Half",
-                    torch::headeronly::toString(features.scalar_type()));
-  }
-}
-
 }  // namespace
 
 void spatial_gather_fwd(Tensor features, Tensor logits, double scale, bool /*tf32*/, Tensor out,
                         Tensor lse, std::optional<Tensor> residual) {
   constexpr const char* kFunction = "spatial_gather_fwd";
   check(kFunction, features, logits, out, lse, residual);
-  dispatch(kFunction, features, [&](auto wide, auto element) {
+  cpu::dispatch(kFunction, "features", features, [&](auto wide, auto element) {
     cpu::gather_forward<decltype(wide), decltype(element)>(features, logits, scale, out, lse,
                                                            residual);
   });
@@ -92,7 +74,7 @@ void spatial_gather_bwd(Tensor grad_out, Tensor features, Tensor logits, Tensor 
   checked.matrix("grad_out", checked.regions(), checked.channels(), grad_out);
   checked.matrix("grad_features", checked.positions(), checked.channels(), grad_features);
   checked.matrix("grad_logits", checked.positions(), checked.regions(), grad_logits);
-  dispatch(kFunction, features, [&](auto wide, auto element) {
+  cpu::dispatch(kFunction, "features", features, [&](auto wide, auto element) {
     cpu::gather_backward<decltype(wide), decltype(element)>(
         grad_out, features, logits, out, lse, residual, scale, grad_features, grad_logits);
   });

@@ -2,14 +2,27 @@
 """The back end that both native libraries share: the CPU and the CUDA one have the same schemas."""
 
 from collections.abc import Callable
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 
 from ocnet.ops import _extension
 from ocnet.ops._backends import SUPPORTED, Support
 
-P = TypeVar("P")
+# Compute capability of the oldest GPUs that the CUDA library has code for.
+_OLDEST = (8, 0)
+
+
+class HasDevice(Protocol):
+    """What a problem tells of where it is."""
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the tensors."""
+        ...
+
+
+P = TypeVar("P", bound=HasDevice)
 
 
 class NativeBackend(Generic[P]):
@@ -34,7 +47,7 @@ class NativeBackend(Generic[P]):
         library = _extension.load(self._half)
         if library.problem is not None:
             return Support(False, library.problem, missing_build=True)
-        return SUPPORTED
+        return _refuse_old(problem.device) or SUPPORTED if self._half == "cuda" else SUPPORTED
 
     def forward(self, call: tuple[Any, ...]) -> None:
         """Write the outputs of the call, whose fields are in the order of the native schema."""
@@ -46,3 +59,10 @@ class NativeBackend(Generic[P]):
 
     def _native(self, direction: str) -> Any:
         return getattr(getattr(torch.ops, f"ocnet_{self._half}"), f"{self._op}_{direction}")
+
+
+def _refuse_old(device: torch.device) -> Support | None:
+    if torch.cuda.get_device_capability(device) >= _OLDEST:
+        return None
+    name = torch.cuda.get_device_name(device)
+    return Support(False, f"it needs compute capability 8.0 or later, and {name} is older")

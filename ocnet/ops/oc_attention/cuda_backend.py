@@ -1,29 +1,13 @@
 # SPDX-License-Identifier: MIT
 """The CUDA C++ back end: sm_80 and later, every dtype, any strides."""
 
-import torch
-
-from ocnet.ops._backends import Support
 from ocnet.ops._layout import aligned_rows
 from ocnet.ops._native import NativeBackend
-from ocnet.ops.oc_attention.problem import BackwardCall, ForwardCall, Problem, refuse_common
+from ocnet.ops.oc_attention.problem import BackwardCall, ForwardCall, refuse_common
 
 _BACKEND = NativeBackend("oc_attention", "cuda", refuse_common)
-_OLDEST = (8, 0)
 
-
-def supports(problem: Problem) -> Support:
-    """Tell whether the CUDA library takes the call on this device."""
-    support = _BACKEND.supports(problem)
-    return refuse_old(problem.device) or support if support.ok else support
-
-
-def refuse_old(device: torch.device) -> Support | None:
-    """Return the refusal of a device that is older than the kernels, or ``None``."""
-    if torch.cuda.get_device_capability(device) >= _OLDEST:
-        return None
-    name = torch.cuda.get_device_name(device)
-    return Support(False, f"it needs compute capability 8.0 or later, and {name} is older")
+supports = _BACKEND.supports
 
 
 def forward(call: ForwardCall) -> None:

@@ -82,8 +82,23 @@ def _live(query: Sequence[Tensor]) -> list[int]:
     return [stage for stage, pixels in enumerate(query) if pixels.shape[0] > 0]
 
 
-def _flat(problem: Problem, stages: Sequence[int]) -> list[int]:
-    return [number for stage in stages for number in problem.axes[stage].flat()]
+def _read(
+    query: Sequence[Tensor],
+    key: Sequence[Tensor],
+    value: Sequence[Tensor],
+    problem: Problem,
+    scale: float | None,
+) -> dict[str, Any]:
+    """Return what the calls of both directions read, of the stages that have images."""
+    live = _live(query)
+    return {
+        "query": _rows(query, live),
+        "key": _rows(key, live),
+        "value": _rows(value, live),
+        "partition": [number for stage in live for number in problem.axes[stage].flat()],
+        "scale": scale_of(query[0], scale),
+        "tf32": tf32_allowed(query[0]),
+    }
 
 
 @torch.library.custom_op(
@@ -113,12 +128,7 @@ def partitioned_attention_fwd(
         out, lse, residual = _thirds(results, len(query))
         chosen.forward(
             ForwardCall(
-                query=_rows(query, live),
-                key=_rows(key, live),
-                value=_rows(value, live),
-                partition=_flat(problem, live),
-                scale=scale_of(query[0], scale),
-                tf32=tf32_allowed(query[0]),
+                **_read(query, key, value, problem, scale),
                 out=_rows(out, live),
                 lse=_pick(lse, live),
                 residual=_rows(residual, live),
@@ -171,15 +181,10 @@ def partitioned_attention_bwd(
         chosen.backward(
             BackwardCall(
                 grad_out=_rows(grad_out, live),
-                query=_rows(query, live),
-                key=_rows(key, live),
-                value=_rows(value, live),
+                **_read(query, key, value, problem, scale),
                 out=_rows(out, live),
                 lse=_pick(lse, live),
                 residual=_rows(residual, live),
-                partition=_flat(problem, live),
-                scale=scale_of(query[0], scale),
-                tf32=tf32_allowed(query[0]),
                 grad_query=_rows(grads[0], live),
                 grad_key=_rows(grads[1], live),
                 grad_value=_rows(grads[2], live),

@@ -5,24 +5,17 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from ocnet.ops._backends import Support
 from ocnet.ops._layout import aligned_rows
 from ocnet.ops._native import NativeBackend
-from ocnet.ops.oc_attention.cuda_backend import refuse_old
 from ocnet.ops.partitioned_attention.problem import (
     BackwardCall,
     ForwardCall,
-    Problem,
     refuse_common,
 )
 
 _BACKEND = NativeBackend("partitioned_attention", "cuda", refuse_common)
 
-
-def supports(problem: Problem) -> Support:
-    """Tell whether the CUDA library takes the call on this device."""
-    support = _BACKEND.supports(problem)
-    return refuse_old(problem.device) or support if support.ok else support
+supports = _BACKEND.supports
 
 
 def forward(call: ForwardCall) -> None:

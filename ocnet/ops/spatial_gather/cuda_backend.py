@@ -1,25 +1,15 @@
 # SPDX-License-Identifier: MIT
 """The CUDA C++ back end: sm_80 and later, every dtype, any strides."""
 
-import torch
 from torch import Tensor
 
-from ocnet.ops._backends import Support
 from ocnet.ops._layout import aligned_rows
 from ocnet.ops._native import NativeBackend
-from ocnet.ops.spatial_gather.problem import BackwardCall, ForwardCall, Problem, refuse_common
+from ocnet.ops.spatial_gather.problem import BackwardCall, ForwardCall, refuse_common
 
 _BACKEND = NativeBackend("spatial_gather", "cuda", refuse_common)
-_OLDEST = (8, 0)
 
-
-def supports(problem: Problem) -> Support:
-    """Tell whether the CUDA library takes the call on this device."""
-    support = _BACKEND.supports(problem)
-    if support.ok and torch.cuda.get_device_capability(problem.device) < _OLDEST:
-        name = torch.cuda.get_device_name(problem.device)
-        return Support(False, f"it needs compute capability 8.0 or later, and {name} is older")
-    return support
+supports = _BACKEND.supports
 
 
 def forward(call: ForwardCall) -> None:
