@@ -121,13 +121,13 @@ def test_splits_leave_every_part_something() -> None:
 @pytest.mark.parametrize("kernel", ["few", "few_query"])
 def test_few_keys_take_the_smallest_blocks_that_hold_them(kernel: str) -> None:
     for keys in (1, 19, 33, 64, 65, 128):
-        tile = configs.few_keys(kernel, "half", True, 256, 256, keys)
+        tile = configs.few_keys(configs.FEW[kernel], "half", True, 256, 256, keys)
         assert tile is not None
         assert keys <= tile.keys0 + tile.keys1 < 2 * max(keys, 16) + 32
-    assert configs.few_keys(kernel, "half", True, 256, 256, 193) is None
-    assert configs.few_keys(kernel, "half", True, 256, 512, 19) is None
-    assert configs.few_keys(kernel, "half", False, 256, 256, 19) is None
-    assert configs.few_keys(kernel, "tf32", True, 256, 256, 19) is None
+    assert configs.few_keys(configs.FEW[kernel], "half", True, 256, 256, 193) is None
+    assert configs.few_keys(configs.FEW[kernel], "half", True, 256, 512, 19) is None
+    assert configs.few_keys(configs.FEW[kernel], "half", False, 256, 256, 19) is None
+    assert configs.few_keys(configs.FEW[kernel], "tf32", True, 256, 256, 19) is None
 
 
 def test_tiles_of_unknown_versions_are_the_newest_ones() -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ocnet._env import triton_interpreted
-from ocnet.ops import Grid, Strided, explain, partitioned_attention
+from ocnet.ops import Blocks, Grid, Strided, explain, partitioned_attention
 from ocnet.ops.oc_attention import triton_plan
 from ocnet.testing import (
     AttentionCase,
@@ -19,7 +19,12 @@ from ocnet.testing import (
     random_partitions,
     run_partitioned,
 )
-from tests.ops.test_partitioned_attention import check, make_pyramid, run_pyramid
+from tests.ops.test_partitioned_attention import (
+    assert_accurate,
+    check,
+    make_pyramid,
+    run_pyramid,
+)
 
 # NumPy warns of every inf - inf that the interpreter computes; a GPU does not.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
@@ -41,11 +46,45 @@ def test_random_legal_calls(seed: int) -> None:
         check(case, partition, "triton", "cpu", seed=100 * seed + number)
 
 
-@each_sharing
-def test_tiles_of_another_gpu(shared: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those of compute capability 9.x, without its descriptors."""
+@pytest.fixture
+def hopper(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tiles of compute capability 9.x, without its descriptors."""
     monkeypatch.setattr(triton_plan, "is_hopper", lambda device: True)
-    check(AttentionCase(1, 20, 17, (5, 8), None, FP16, shared=shared), Grid(2), "triton", "cpu")
+
+
+@each_sharing
+@pytest.mark.parametrize("dtype", [FP16, FP32], ids=str)
+def test_tiles_of_another_gpu(shared: bool, dtype: torch.dtype, hopper: None) -> None:
+    """In 16 bits whole groups stay on chip there."""
+    check(AttentionCase(1, 20, 17, (5, 8), None, dtype, shared=shared), Grid(2), "triton", "cpu")
+
+
+@pytest.mark.parametrize("processors", [1, 6], ids=lambda n: f"{n}-processors")
+@pytest.mark.parametrize(
+    ("size", "partition"),
+    [((9, 15), Blocks(9, 8)), ((13, 24), Strided(1, 2)), ((11, 19), Grid(1))],
+    ids=["two blocks of keys", "wide second block", "too many keys"],
+)
+def test_groups_on_chip(
+    size, partition, processors: int, hopper: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Groups of 72 and 63 tokens, of 156, and of 209; the processors' programs share query tiles."""
+    monkeypatch.setattr(triton_plan, "multiprocessors", lambda device: processors)
+    check(AttentionCase(1, 12, 20, size, None, FP16), partition, "triton", "cpu")
+
+
+@each_sharing
+def test_small_and_large_groups_in_one_call(shared: bool, hopper: None) -> None:
+    """Stages with small groups have launches of their own, and their bits are those of a call alone."""
+    pyramid = make_pyramid("cpu", shared, (11, 19), FP16, 3)
+    scales = [1, 3, 2]
+    outs, grads = run_pyramid(pyramid, scales, "triton")
+    left = iter(grads)
+    for scale, inputs, out in zip(scales, pyramid, outs, strict=True):
+        alone = run_partitioned(inputs, Grid(scale), "triton")
+        assert_accurate(f"scale {scale}", alone, inputs, Grid(scale))
+        for name, tensor in alone.named().items():
+            assert torch.equal(out if name == "out" else next(left), tensor), (scale, name)
 
 
 @pytest.mark.parametrize("partition", [Grid(1, 2), Strided(1, 2)], ids=str)

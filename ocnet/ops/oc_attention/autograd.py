@@ -34,8 +34,8 @@ class AttentionBackend(Protocol):
         ...
 
 
-# CPU and GPU back ends refuse each other's tensors, so this is "Triton before CUDA" on a GPU: its
-# kernels use the tensor cores, the CUDA ones do not yet.
+# CPU and GPU back ends refuse each other's tensors, so on a GPU this is "Triton before CUDA": its
+# kernels reach Hopper's own tensor-core instructions, those of the CUDA library the older ones.
 BACKENDS: Backends[AttentionBackend] = Backends(
     "oc_attention",
     (

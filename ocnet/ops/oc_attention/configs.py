@@ -402,11 +402,13 @@ def fit(kernel: Kernel, rows: tuple[Row, ...], e: int, ev: int) -> Tile:
     )
 
 
-def few_keys(kernel: FewKernel, math: Math, hopper: bool, e: int, ev: int, keys: int) -> Few | None:
+def few_keys(
+    tiles: tuple[Few, ...], math: Math, hopper: bool, e: int, ev: int, keys: int
+) -> Few | None:
     """Return the tile that keeps all keys on chip, or ``None`` where there is none for the call."""
     if math != "half" or not hopper or max(padded(e), padded(ev)) > 256:
         return None
-    return next((tile for tile in FEW[kernel] if keys <= tile.keys0 + tile.keys1), None)
+    return next((tile for tile in tiles if keys <= tile.keys0 + tile.keys1), None)
 
 
 # Steps of a program's loop that its start and end cost, and what writing and adding parts costs.

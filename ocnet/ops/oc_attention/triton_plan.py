@@ -84,7 +84,7 @@ class Plan(NamedTuple):
 
     def few(self, kernel: configs.FewKernel, keys: int) -> configs.Few | None:
         """Return the tile that keeps all keys on chip, or ``None``."""
-        return configs.few_keys(kernel, self.math, self.hopper, self.e, self.ev, keys)
+        return configs.few_keys(configs.FEW[kernel], self.math, self.hopper, self.e, self.ev, keys)
 
     def rows(self, matrix: Tensor) -> Tensor:
         """Return a token matrix as the kernels read it; without descriptors its rows are padded."""

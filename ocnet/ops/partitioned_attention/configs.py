@@ -10,7 +10,7 @@ below was seen there, in one of them or both.
 """
 
 from ocnet.ops.oc_attention import configs
-from ocnet.ops.oc_attention.configs import Kernel, Math, Row, Table, Tile
+from ocnet.ops.oc_attention.configs import Few, FewKernel, Kernel, Math, Row, Table, Tile
 
 _WHOLE_16 = configs.table("half", True, (3, 9))
 
@@ -66,12 +66,69 @@ _HOPPER_16: Table = {
     ),
 }
 
+_WHOLE_TF32 = configs.table("tf32", True, (3, 9))
+# 64 columns beside 256 sums spill
+_HALF_COLUMNS = Tile(64, 32, 64, 64, 256, warps=8, stages=2)
+_HOPPER_TF32: Table = {
+    **_WHOLE_TF32,
+    "key": (
+        *_WHOLE_TF32["key"][:1],
+        Row(128, 512, Tile(64, 64, 64, 64, 128, warps=8, stages=2)),
+        Row(512, 512, _HALF_COLUMNS),
+    ),
+    "both": (
+        *_WHOLE_TF32["both"][:1],
+        Row(128, 512, _HALF_COLUMNS),
+        Row(512, 128, _HALF_COLUMNS),
+        # wider slices spill
+        Row(512, 512, Tile(64, 32, 32, 32, 256, warps=8, stages=2)),
+    ),
+}
+
+_WHOLE_FLOAT32 = configs.table("float32", True, (3, 9))
+# 32 columns spill
+_FEW_COLUMNS = Tile(64, 16, 32, 32, 256, warps=8, stages=2)
+_HOPPER_FLOAT32: Table = {
+    **_WHOLE_FLOAT32,
+    "forward": (Row(32, 512, _FEW_COLUMNS), *_WHOLE_FLOAT32["forward"]),
+    "query": (
+        *_WHOLE_FLOAT32["query"][:1],
+        Row(128, 512, _WHOLE_FLOAT32["query"][1].tile),
+        Row(512, 512, _FEW_COLUMNS),
+    ),
+    "both": (
+        *_WHOLE_FLOAT32["both"][:1],
+        Row(128, 512, _FEW_COLUMNS),
+        Row(512, 64, _FEW_COLUMNS),
+        # 256 sums spill
+        Row(512, 512, Tile(64, 16, 32, 32, 128, warps=8, stages=2)),
+    ),
+}
+
+_HOPPER: dict[Math, Table] = {"half": _HOPPER_16, "tf32": _HOPPER_TF32, "float32": _HOPPER_FLOAT32}
+
+# Whole groups on chip, two-byte elements, compute capability 9.x, up to 256 channels. Four warps spill
+# with all 256 output channels, and in Triton 3.9 with half of them; so do blocks of 64 + 32 keys and
+# of 64 + 64. Two programs of a group of 64 run on a multiprocessor at a time.
+FEW: dict[FewKernel, tuple[Few, ...]] = {
+    "few": (
+        Few(64, 32, 0, warps=8, stages=1),
+        Few(64, 64, 0, warps=8, stages=1),
+        Few(64, 128, 32, warps=8, stages=1),
+        Few(64, 128, 64, warps=8, stages=1),
+    ),
+    "few_query": configs.FEW["few_query"],
+}
+
+
+def few_keys(kernel: FewKernel, math: Math, hopper: bool, e: int, ev: int, keys: int) -> Few | None:
+    """Return the tile that keeps groups of up to so many tokens on chip, or ``None``."""
+    return configs.few_keys(FEW[kernel], math, hopper, e, ev, keys)
+
 
 def table(math: Math, hopper: bool, version: tuple[int, int]) -> Table:
     """Return the tiles of one kind of products on one kind of GPU."""
-    if math == "half" and hopper:
-        return _HOPPER_16
-    return configs.table(math, hopper, version)
+    return _HOPPER[math] if hopper else configs.table(math, hopper, version)
 
 
 def choose(

@@ -54,7 +54,8 @@ def _by_tile(plan: Plan, kernel: FewKernel, sides: Sides) -> dict[Few | None, li
     """Return which stages keep their groups on chip, by the tile that does so; the others by ``None``."""
     found: dict[Few | None, list[int]] = {}
     for stage, axes in enumerate(sides.axes):
-        found.setdefault(plan.few(kernel, largest(axes)), []).append(stage)
+        tile = configs.few_keys(kernel, plan.math, plan.hopper, plan.e, plan.ev, largest(axes))
+        found.setdefault(tile, []).append(stage)
     return found
 
 
