@@ -13,6 +13,7 @@ from ocnet.ops import Blocks, Grid, Strided, explain, partitioned_attention, pyr
 from ocnet.ops._partition import encode
 from ocnet.ops.partitioned_attention.reference import naive_partitioned_attention
 from ocnet.testing import AttentionCase, make_inputs
+from tests.ops.tracing import assert_same_compiled, assert_same_exported
 
 FWD = torch.ops.ocnet.partitioned_attention_fwd.default
 BWD = torch.ops.ocnet.partitioned_attention_bwd.default
@@ -41,20 +42,15 @@ def test_opcheck(backend: str, device: str, layout: str, shared: bool, dtype: to
 
 @pytest.mark.parametrize("dynamic", [True, False])
 def test_compile_fullgraph(backend: str, device: str, dynamic: bool) -> None:
-    torch._dynamo.reset()
-
     def step(query: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         keys = torch.nn.functional.leaky_relu(query)
         wide = partitioned_attention(keys, query, value, Blocks(2, 3), backend=backend)
         outs = pyramid_attention([(keys, keys, value)] * 2, [1, Strided(2, 2)], backend=backend)
         return (wide + outs[0] * outs[1]).square().mean()
 
-    compiled = torch.compile(step, fullgraph=True, dynamic=dynamic, backend="aot_eager")
-    for size in ((4, 5), (7, 3), (6, 6)):
-        x = make_inputs(AttentionCase(1, 6, 10, size, shared=True), device=device)
-        want = torch.autograd.grad(step(x.query, x.value), (x.query, x.value))
-        got = torch.autograd.grad(compiled(x.query, x.value), (x.query, x.value))
-        torch.testing.assert_close(got, want)
+    cases = [AttentionCase(1, 6, 10, size, shared=True) for size in ((4, 5), (7, 3), (6, 6))]
+    inputs = [make_inputs(case, device=device) for case in cases]
+    assert_same_compiled(step, dynamic, [(x.query, x.value) for x in inputs])
 
 
 def test_compile_keeps_shared_keys_shared_and_a_pyramid_one_call() -> None:
@@ -75,14 +71,7 @@ def test_compile_keeps_shared_keys_shared_and_a_pyramid_one_call() -> None:
 
 
 def test_export_with_dynamic_size() -> None:
-    class Net(torch.nn.Module):
-        def forward(self, maps: torch.Tensor) -> torch.Tensor:
-            return partitioned_attention(maps, maps, maps * 2, Grid(3))
-
-    sides = {2: torch.export.Dim("h", min=2, max=64), 3: torch.export.Dim("w", min=2, max=64)}
-    program = torch.export.export(Net(), (torch.randn(1, 4, 5, 6),), dynamic_shapes={"maps": sides})
-    maps = torch.randn(1, 4, 9, 7)
-    torch.testing.assert_close(program.module()(maps), Net()(maps))
+    assert_same_exported(lambda maps: partitioned_attention(maps, maps, maps * 2, Grid(3)))
 
 
 def test_shapes_without_data() -> None:

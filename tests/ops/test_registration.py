@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from ocnet.ops import oc_attention
 from ocnet.ops.oc_attention.reference import naive_attention
 from ocnet.testing import AttentionCase, make_inputs
+from tests.ops.tracing import assert_same_compiled, assert_same_exported
 
 FWD = torch.ops.ocnet.oc_attention_fwd.default
 BWD = torch.ops.ocnet.oc_attention_bwd.default
@@ -32,18 +33,13 @@ def test_opcheck(backend: str, device: str, layout: str, shared: bool, dtype: to
 
 @pytest.mark.parametrize("dynamic", [True, False])
 def test_compile_fullgraph(backend: str, device: str, dynamic: bool) -> None:
-    torch._dynamo.reset()
-
     def step(query: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         keys = torch.nn.functional.leaky_relu(query)
         return oc_attention(keys, keys, value, backend=backend).square().mean()
 
-    compiled = torch.compile(step, fullgraph=True, dynamic=dynamic, backend="aot_eager")
-    for size in ((4, 5), (7, 3), (6, 6)):
-        x = make_inputs(AttentionCase(1, 6, 10, size, shared=True), device=device)
-        want = torch.autograd.grad(step(x.query, x.value), (x.query, x.value))
-        got = torch.autograd.grad(compiled(x.query, x.value), (x.query, x.value))
-        torch.testing.assert_close(got, want)
+    cases = [AttentionCase(1, 6, 10, size, shared=True) for size in ((4, 5), (7, 3), (6, 6))]
+    inputs = [make_inputs(case, device=device) for case in cases]
+    assert_same_compiled(step, dynamic, [(x.query, x.value) for x in inputs])
 
 
 def test_compile_keeps_shared_keys_shared() -> None:
@@ -61,14 +57,7 @@ def test_compile_keeps_shared_keys_shared() -> None:
 
 
 def test_export_with_dynamic_size() -> None:
-    class Net(torch.nn.Module):
-        def forward(self, maps: torch.Tensor) -> torch.Tensor:
-            return oc_attention(maps, maps, maps * 2)
-
-    sides = {2: torch.export.Dim("h", min=2, max=64), 3: torch.export.Dim("w", min=2, max=64)}
-    program = torch.export.export(Net(), (torch.randn(1, 4, 5, 6),), dynamic_shapes={"maps": sides})
-    maps = torch.randn(1, 4, 9, 7)
-    torch.testing.assert_close(program.module()(maps), Net()(maps))
+    assert_same_exported(lambda maps: oc_attention(maps, maps, maps * 2))
 
 
 def test_shapes_without_data() -> None:

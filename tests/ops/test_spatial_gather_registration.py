@@ -10,6 +10,7 @@ from ocnet.ops import explain, spatial_gather
 from ocnet.ops.spatial_gather.autograd import BACKENDS
 from ocnet.ops.spatial_gather.reference import naive_gather
 from ocnet.testing.gather import GatherCase, make_gather_inputs
+from tests.ops.tracing import assert_same_compiled, assert_same_exported
 
 FWD = torch.ops.ocnet.spatial_gather_fwd.default
 BWD = torch.ops.ocnet.spatial_gather_bwd.default
@@ -28,28 +29,16 @@ def test_opcheck(backend: str, device: str, layout: str, dtype: torch.dtype) -> 
 
 @pytest.mark.parametrize("dynamic", [True, False])
 def test_compile_fullgraph(backend: str, device: str, dynamic: bool) -> None:
-    torch._dynamo.reset()
-
     def step(features: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
         return spatial_gather(features.relu(), logits, 0.5, backend=backend).square().mean()
 
-    compiled = torch.compile(step, fullgraph=True, dynamic=dynamic, backend="aot_eager")
-    for size in ((4, 5), (7, 3), (6, 6)):
-        x = make_gather_inputs(GatherCase(1, 6, 4, size), device=device)
-        want = torch.autograd.grad(step(x.features, x.logits), (x.features, x.logits))
-        got = torch.autograd.grad(compiled(x.features, x.logits), (x.features, x.logits))
-        torch.testing.assert_close(got, want)
+    cases = [GatherCase(1, 6, 4, size) for size in ((4, 5), (7, 3), (6, 6))]
+    inputs = [make_gather_inputs(case, device=device) for case in cases]
+    assert_same_compiled(step, dynamic, [(x.features, x.logits) for x in inputs])
 
 
 def test_export_with_dynamic_size() -> None:
-    class Net(torch.nn.Module):
-        def forward(self, maps: torch.Tensor) -> torch.Tensor:
-            return spatial_gather(maps, maps[:, :2])
-
-    sides = {2: torch.export.Dim("h", min=2, max=64), 3: torch.export.Dim("w", min=2, max=64)}
-    program = torch.export.export(Net(), (torch.randn(1, 4, 5, 6),), dynamic_shapes={"maps": sides})
-    maps = torch.randn(1, 4, 9, 7)
-    torch.testing.assert_close(program.module()(maps), Net()(maps))
+    assert_same_exported(lambda maps: spatial_gather(maps, maps[:, :2]))
 
 
 def test_counted_operations_are_those_of_the_formula() -> None:

@@ -16,7 +16,16 @@ import torch
 from ocnet._env import triton_interpreted
 from ocnet.ops.oc_attention import configs, triton_backend, triton_plan
 from ocnet.ops.oc_attention.problem import BackwardCall, ForwardCall
-from tests.ops.triton_compiling import TYPES, Launches, compile_launch
+from tests.ops.triton_compiling import (
+    KERNELS,
+    KINDS,
+    TYPES,
+    WIDTHS,
+    Launches,
+    assert_usable,
+    compile_launch,
+    limit,
+)
 
 pytestmark = [
     pytest.mark.triton,
@@ -24,10 +33,6 @@ pytestmark = [
 ]
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
-KERNELS = ("forward", "value", "query", "key", "both")
-WIDTHS = (16, 32, 64, 128, 256, 512)
-# A dtype of each width, and whether its products are rounded to TF32.
-KINDS = ((BF16, False), (FP32, False), (FP32, True))
 
 
 class Case(NamedTuple):
@@ -148,11 +153,6 @@ def _recorded(case: Case, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, dict[st
     return next(launch for launch in launches.kept if launch[0].fn.__name__ == wanted)
 
 
-def _limit(capability: int) -> int:
-    hopper = capability == 90
-    return configs.SHARED_MEMORY_HOPPER if hopper else configs.SHARED_MEMORY_PORTABLE
-
-
 @pytest.mark.parametrize(
     "case",
     [
@@ -168,7 +168,7 @@ def test_kernel_compiles_within_shared_memory(
     for name in ("shared", "registers", "spilled"):
         record_property(name, getattr(used, name))
     print(case, used.shared, used.registers, used.spilled)
-    assert used.shared <= _limit(case.capability)
+    assert used.shared <= limit(case.capability)
     kind = "tf32" if case.tf32 else "float32" if case.dtype == FP32 else "half"
     assert not used.spilled
     # Triton's launcher refuses a descriptor that it has no encoding of
@@ -191,11 +191,4 @@ def test_kernel_compiles_within_shared_memory(
 def test_every_legal_call_has_a_tile(kernel: Any, hopper: bool, math: Any, version: Any) -> None:
     for e, ev in itertools.product((*WIDTHS, 1, 3, 17, 130, 257, 511), repeat=2):
         tile = configs.choose(kernel, math, hopper, version, e, ev)
-        wide_e, wide_ev = configs.padded(e), configs.padded(ev)
-        assert wide_e % tile.slice_e == 0
-        assert wide_ev % tile.slice_v == 0
-        assert (wide_ev if kernel in ("forward", "value") else wide_e) % tile.out == 0
-        # the least that tensor cores multiply
-        assert min(tile.rows, tile.cols, tile.slice_e, tile.slice_v, tile.out) >= 16
-        # one program writes both gradients
-        assert tile.out_v == 0 or (tile.out, tile.out_v) == (wide_e, wide_ev)
+        assert_usable(tile, kernel, e, ev)

@@ -11,11 +11,19 @@ import torch
 
 from ocnet._env import triton_interpreted
 from ocnet.ops import Blocks, Grid, Partition, Strided
-from ocnet.ops.oc_attention import configs as whole_configs
 from ocnet.ops.oc_attention import triton_plan
 from ocnet.ops.partitioned_attention import configs, triton_backend
 from ocnet.ops.partitioned_attention.problem import BackwardCall, ForwardCall
-from tests.ops.triton_compiling import TYPES, Launches, compile_launch
+from tests.ops.triton_compiling import (
+    KERNELS,
+    KINDS,
+    TYPES,
+    WIDTHS,
+    Launches,
+    assert_usable,
+    compile_launch,
+    limit,
+)
 
 pytestmark = [
     pytest.mark.triton,
@@ -23,12 +31,9 @@ pytestmark = [
 ]
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
-KERNELS = ("forward", "value", "query", "key", "both")
-WIDTHS = (16, 32, 64, 128, 256, 512)
-KINDS = ((BF16, False), (FP32, False), (FP32, True))
 PYRAMID = (Grid(1), Grid(2), Grid(3), Grid(6))
-# of 104 x 104 pixels: groups of 64, of 169, and of 12 x 12 to 13 x 13
-SHORT, LONG, UNEVEN = (Blocks(8, 8),), (Strided(8, 8),), (Strided(8, 8), Blocks(12, 13))
+# of 104 x 104 pixels: groups of 64, of 169, and of 5 x 8 to 11 x 16
+SHORT, LONG, UNEVEN = (Blocks(8, 8),), (Strided(8, 8),), (Strided(8, 8), Blocks(11, 16))
 
 
 class Case(NamedTuple):
@@ -79,7 +84,7 @@ def _everything_else() -> list[Case]:
         for kernel, size, e, ev in itertools.product(
             ("few", "few_query"), small, WIDTHS[:-1], WIDTHS[:-1]
         )
-        if kernel == "few" or size[0] * size[1] <= 128
+        if configs.few_keys(kernel, "half", True, e, ev, size[0] * size[1]) is not None
     ]
     return [case for case in cases if case not in set(_covering())]
 
@@ -142,14 +147,13 @@ def test_launch_compiles_without_a_spill(
     for name in ("shared", "registers", "spilled"):
         record_property(name, getattr(used, name))
     print(case, used.shared, used.registers, used.spilled)
-    hopper = case.capability == 90
-    assert used.shared <= (
-        whole_configs.SHARED_MEMORY_HOPPER if hopper else whole_configs.SHARED_MEMORY_PORTABLE
-    )
+    assert used.shared <= limit(case.capability)
     assert not used.spilled
     assert used.described == 0
     if case.kernel != "delta":
-        assert re.search(r"wgmma\.mma_async" if hopper else r"mma\.sync", used.assembly)
+        assert re.search(
+            r"wgmma\.mma_async" if case.capability == 90 else r"mma\.sync", used.assembly
+        )
 
 
 @pytest.mark.parametrize("hopper", [True, False], ids=["hopper", "portable"])
@@ -158,17 +162,7 @@ def test_launch_compiles_without_a_spill(
 def test_every_legal_call_has_a_tile(hopper: bool, math: Any, version: Any) -> None:
     for kernel, e, ev in itertools.product(KERNELS, (*WIDTHS, 1, 17, 511), (*WIDTHS, 3, 130, 257)):
         tile = configs.choose(kernel, math, hopper, version, e, ev)
-        wide_e, wide_ev = whole_configs.padded(e), whole_configs.padded(ev)
-        assert wide_e % tile.slice_e == 0
-        assert wide_ev % tile.slice_v == 0
-        assert (wide_ev if kernel in ("forward", "value") else wide_e) % tile.out == 0
-        assert min(tile.rows, tile.cols, tile.slice_e, tile.slice_v, tile.out) >= 16
-        assert tile.out_v == 0 or (tile.out, tile.out_v) == (wide_e, wide_ev)
-        # a difference from whole maps is one that the table has
-        whole = whole_configs.choose(kernel, math, hopper, version, e, ev)
-        assert tile == whole or configs.table(math, hopper, version) != whole_configs.table(
-            math, hopper, version
-        )
+        assert_usable(tile, kernel, e, ev)
 
 
 def test_all_stages_are_in_one_launch(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,12 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ocnet.ops.oc_attention import configs
+
+KERNELS = ("forward", "value", "query", "key", "both")
+WIDTHS = (16, 32, 64, 128, 256, 512)
+# A dtype of each width, and whether its products are rounded to TF32.
+KINDS = ((torch.bfloat16, False), (torch.float32, False), (torch.float32, True))
 TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.int32: "i32"}
 
 
@@ -45,6 +51,23 @@ class Resources(NamedTuple):
     spilled: int | None
     described: int
     assembly: str
+
+
+def assert_usable(tile: configs.Tile, kernel: configs.Kernel, e: int, ev: int) -> None:
+    """Assert that whole slices and programs cover the channels of a call."""
+    wide_e, wide_ev = configs.padded(e), configs.padded(ev)
+    assert wide_e % tile.slice_e == 0
+    assert wide_ev % tile.slice_v == 0
+    assert (wide_ev if kernel in ("forward", "value") else wide_e) % tile.out == 0
+    # the least that tensor cores multiply
+    assert min(tile.rows, tile.cols, tile.slice_e, tile.slice_v, tile.out) >= 16
+    # one program writes both gradients
+    assert tile.out_v == 0 or (tile.out, tile.out_v) == (wide_e, wide_ev)
+
+
+def limit(capability: int) -> int:
+    """Return the shared memory that a block may have, bytes."""
+    return configs.SHARED_MEMORY_HOPPER if capability == 90 else configs.SHARED_MEMORY_PORTABLE
 
 
 def compile_launch(launch: tuple[Any, dict[str, Any]], capability: int, folder: Path) -> Resources:

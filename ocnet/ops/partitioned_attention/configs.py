@@ -78,7 +78,8 @@ _HOPPER_TF32: Table = {
     ),
     "both": (
         *_WHOLE_TF32["both"][:1],
-        Row(128, 512, _HALF_COLUMNS),
+        Row(64, 512, _HALF_COLUMNS),
+        Row(128, 256, _HALF_COLUMNS),
         Row(512, 128, _HALF_COLUMNS),
         # wider slices spill
         Row(512, 512, Tile(64, 32, 32, 32, 256, warps=8, stages=2)),
@@ -105,6 +106,23 @@ _HOPPER_FLOAT32: Table = {
     ),
 }
 
+_WHOLE_PORTABLE_16 = configs.table("half", False, (3, 9))
+_PORTABLE_16: Table = {
+    **_WHOLE_PORTABLE_16,
+    "query": (
+        # 128 rows spill in Triton 3.9
+        Row(16, 32, Tile(64, 64, 16, 32, 16, warps=8, stages=2)),
+        *_WHOLE_PORTABLE_16["query"],
+    ),
+    "both": (
+        *_WHOLE_PORTABLE_16["both"][:2],
+        Row(256, 64, _WHOLE_PORTABLE_16["both"][2].tile),
+        # rows that are kept whole spill in Triton 3.9
+        Row(256, 128, Tile(64, 32, 64, 64, 256, warps=8, stages=2)),
+        *_WHOLE_PORTABLE_16["both"][2:],
+    ),
+}
+
 _HOPPER: dict[Math, Table] = {"half": _HOPPER_16, "tf32": _HOPPER_TF32, "float32": _HOPPER_FLOAT32}
 
 # Whole groups on chip, two-byte elements, compute capability 9.x, up to 256 channels. Four warps spill
@@ -123,12 +141,18 @@ FEW: dict[FewKernel, tuple[Few, ...]] = {
 
 def few_keys(kernel: FewKernel, math: Math, hopper: bool, e: int, ev: int, keys: int) -> Few | None:
     """Return the tile that keeps groups of up to so many tokens on chip, or ``None``."""
-    return configs.few_keys(FEW[kernel], math, hopper, e, ev, keys)
+    tile = configs.few_keys(FEW[kernel], math, hopper, e, ev, keys)
+    # The widest blocks spill here in Triton 3.9.
+    if tile is FEW["few"][-1] and (configs.padded(e), configs.padded(ev)) == (256, 64):
+        return None
+    return tile
 
 
 def table(math: Math, hopper: bool, version: tuple[int, int]) -> Table:
     """Return the tiles of one kind of products on one kind of GPU."""
-    return _HOPPER[math] if hopper else configs.table(math, hopper, version)
+    if hopper:
+        return _HOPPER[math]
+    return _PORTABLE_16 if math == "half" else configs.table(math, hopper, version)
 
 
 def choose(
