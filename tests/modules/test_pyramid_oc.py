@@ -83,7 +83,7 @@ def stages_of(module: PyramidOC, x: Tensor) -> list[tuple[nn.Module, Tensor, int
     [
         ((2, 13, 9), (1, 2, 3, 6)),
         ((2, 5, 4), (1, 2, 3, 6)),
-        ((1, 97, 97), (6,)),
+        ((1, 49, 49), (6,)),
         ((1, 12, 18), (6, 1)),
     ],
     ids=str,

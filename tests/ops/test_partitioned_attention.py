@@ -133,9 +133,13 @@ def test_runs_repeat_bit_for_bit(backend: str, device: str, dtypes, partition, s
 @pytest.mark.parametrize("where", ["query", "key", "value", "grad_out"])
 @each_kind
 def test_nonfinite_numbers_stay_in_their_group(
-    backend: str, device: str, partition, where: str, number: float, shared: bool
+    backend: str, device: str, partition, where: str, number: float, shared: bool, small: bool
 ) -> None:
     """Neighbouring pixels are other groups' data, beside which nothing is padded."""
+    if small and (shared or not isinstance(partition, Strided)):
+        pytest.skip(
+            "the emulated kernels meet one kind of groups here, and more in their own tests"
+        )
     inputs = make_inputs(AttentionCase(2, 8, 6, (7, 10), shared=shared), 5, device)
     with torch.no_grad():
         getattr(inputs, where)[0, 2, 3, 4] = number
@@ -172,7 +176,7 @@ def test_gradcheck(backend: str, device: str, dtypes, partition, shared: bool, s
     if torch.float64 not in dtypes:
         pytest.skip(f"{backend} has no float64")
     gradcheck = functools.partial(torch.autograd.gradcheck, fast_mode=small)
-    case = AttentionCase(2, 3, 4, (4, 5), None, torch.float64, shared=shared)
+    case = AttentionCase(1, 3, 4, (4, 5), None, torch.float64, shared=shared)
     inputs = make_inputs(case, device=device)
     attend = functools.partial(
         partitioned_attention, partition=partition, scale=0.7, backend=backend
@@ -240,8 +244,8 @@ def test_stages_that_differ(backend: str, device: str) -> None:
             assert torch.equal(out if name == "out" else next(left), tensor), (partition, name)
 
 
-def test_gradients_of_some_stages(backend: str, device: str) -> None:
-    pyramid = make_pyramid(device, True)
+def test_gradients_of_some_stages(backend: str, device: str, small: bool) -> None:
+    pyramid = make_pyramid(device, True, (5, 7) if small else (11, 13))
     outs = pyramid_attention(
         [(x.query, x.key, x.value) for x in pyramid], [1, 2, 3, 6], backend=backend
     )

@@ -22,8 +22,9 @@ each_kind = pytest.mark.parametrize("partition", KINDS, ids=lambda p: type(p).__
 
 
 @pytest.mark.parametrize("shared", [True, False], ids=["shared", "separate"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
-@pytest.mark.parametrize("layout", ["nchw", "channels_last"])
+@pytest.mark.parametrize(
+    ("dtype", "layout"), [(torch.float32, "nchw"), (torch.float16, "channels_last")], ids=str
+)
 def test_opcheck(backend: str, device: str, layout: str, shared: bool, dtype: torch.dtype) -> None:
     cases = [
         AttentionCase(2, 6, 10, size, None, dtype, layout, shared) for size in ((4, 5), (3, 7))
