@@ -125,9 +125,9 @@ _PORTABLE_16: Table = {
 
 _HOPPER: dict[Math, Table] = {"half": _HOPPER_16, "tf32": _HOPPER_TF32, "float32": _HOPPER_FLOAT32}
 
-# Whole groups on chip, two-byte elements, compute capability 9.x, up to 256 channels. Four warps spill
-# with all 256 output channels, and in Triton 3.9 with half of them; so do blocks of 64 + 32 keys and
-# of 64 + 64. Two programs of a group of 64 run on a multiprocessor at a time.
+# Whole groups on chip, two-byte elements, compute capability 9.x, up to 256 channels. Eight warps, whose
+# registers allow one program on a multiprocessor: four spill with all 256 output channels, and in Triton
+# 3.9 with half of them. So do blocks of 64 + 32 keys and of 64 + 64.
 FEW: dict[FewKernel, tuple[Few, ...]] = {
     "few": (
         Few(64, 32, 0, warps=8, stages=1),
