@@ -128,22 +128,24 @@ _HOPPER: dict[Math, Table] = {"half": _HOPPER_16, "tf32": _HOPPER_TF32, "float32
 # Whole groups on chip, two-byte elements, compute capability 9.x, up to 256 channels. Eight warps, whose
 # registers allow one program on a multiprocessor: four spill with all 256 output channels, and in Triton
 # 3.9 with half of them. So do blocks of 64 + 32 keys and of 64 + 64.
+_WIDEST_BLOCKS = Few(64, 128, 64, warps=8, stages=1)
 FEW: dict[FewKernel, tuple[Few, ...]] = {
     "few": (
         Few(64, 32, 0, warps=8, stages=1),
         Few(64, 64, 0, warps=8, stages=1),
         Few(64, 128, 32, warps=8, stages=1),
-        Few(64, 128, 64, warps=8, stages=1),
+        _WIDEST_BLOCKS,
     ),
-    "few_query": configs.FEW["few_query"],
+    # In Triton 3.9 blocks of 128 spill at some widths with four warps, and at others with eight.
+    "few_query": configs.FEW["few_query"][:2],
 }
 
 
 def few_keys(kernel: FewKernel, math: Math, hopper: bool, e: int, ev: int, keys: int) -> Few | None:
     """Return the tile that keeps groups of up to so many tokens on chip, or ``None``."""
     tile = configs.few_keys(FEW[kernel], math, hopper, e, ev, keys)
-    # The widest blocks spill here in Triton 3.9.
-    if tile is FEW["few"][-1] and (configs.padded(e), configs.padded(ev)) == (256, 64):
+    # Too few values for their eight warps: that spills in Triton 3.9.
+    if tile == _WIDEST_BLOCKS and (configs.padded(e), configs.padded(ev)) == (256, 64):
         return None
     return tile
 
