@@ -40,6 +40,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         cases = select(options.cases, options.device, options.quick)
         _check_forms(options.forms)
+        _check_dtypes(options.dtypes, cases, options.device)
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
@@ -50,7 +51,7 @@ def main(argv: Sequence[str]) -> int:
     out.parent.mkdir(parents=True, exist_ok=True)
     bad = 0
     with out.open("a", encoding="utf-8") as file:
-        for row in rows(cases, options.forms, options.device, options.phases, options.quick):
+        for row in rows(cases, options):
             file.write(json.dumps(row | machine) + "\n")
             file.flush()
             print(_line(row), flush=True)
@@ -69,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--cases", nargs="*", default=[], metavar="CASE", help=f"of {names}")
     forms = ", ".join(baselines.NAMES)
     parser.add_argument("--forms", nargs="*", default=[], metavar="FORM", help=f"of {forms}")
+    parser.add_argument("--dtypes", nargs="*", default=[], metavar="DTYPE", help="of the cases'")
     parser.add_argument("--phases", nargs="+", default=list(PHASES), choices=PHASES)
     parser.add_argument("--quick", action="store_true", help="the smallest case, fewest repeats")
     parser.add_argument(
@@ -86,29 +88,37 @@ def _check_forms(names: Sequence[str]) -> None:
             raise ValueError(f"benchmarks: --forms must be of {known}, got {name}")
 
 
+def _check_dtypes(names: Sequence[str], cases: Sequence[Case], device: str) -> None:
+    known = sorted({workload.dtype for case in cases for workload in case.on(device)})
+    for name in names:
+        if name not in known:
+            raise ValueError(f"benchmarks: --dtypes must be of {', '.join(known)}, got {name}")
+
+
 def _forms(names: Sequence[str], workload: Call) -> list[Form]:
     """Return the forms asked for that the workload's op has; all of them where none is named."""
     known = baselines.forms_of(workload)
     return [known[name] for name in names or known if name in known]
 
 
-def rows(
-    cases: Sequence[Case], names: Sequence[str], device: str, phases: Sequence[str], quick: bool
-) -> Iterator[dict[str, Any]]:
+def rows(cases: Sequence[Case], options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Yield one row for each case, form and phase; a form that is wrong yields no times."""
     rates: dict[str, Rates] = {}
+    device, quick = options.device, options.quick
     for case in cases:
         for workload in case.on(device):
+            if options.dtypes and workload.dtype not in options.dtypes:
+                continue
             if workload.dtype not in rates:
                 rates[workload.dtype] = measure_rates(device, workload.dtype, quick=quick)
             expected = gate.Expected.of(workload)
-            forms = _forms(names, workload)
+            forms = _forms(options.forms, workload)
             taken = f"fused:{baselines.backend_of('fused', workload)}"
             # Where all forms run, the one that 'fused' stands for would be measured twice.
             chosen = [f for f in forms if f.name != taken or "fused" not in {g.name for g in forms}]
             for form in chosen:
                 verdict, status, reason = _judge(form, workload, expected)
-                for measurement in _measure(form, workload, phases, quick, status, reason):
+                for measurement in _measure(form, workload, options.phases, quick, status, reason):
                     yield _row(case, measurement, verdict, rates[workload.dtype])
 
 

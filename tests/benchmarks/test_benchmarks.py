@@ -263,6 +263,14 @@ def test_floor_is_the_longer_of_compute_and_memory() -> None:
     assert measured.floor_ms(gathered, "forward") == (pytest.approx(0.0093, abs=1e-4), "memory")
 
 
+def test_slow_products_of_narrow_numbers_are_no_floor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A processor that has none multiplies their float32 values."""
+    times = {torch.bfloat16: 8.0, torch.float32: 2.0, torch.float64: 4.0}
+    monkeypatch.setattr(rates, "_matmul_ms", lambda side, kind, *_: times[kind] * side**3)
+    found = {name: rates.measure_rates("cpu", name, quick=True) for name in ("bfloat16", "float64")}
+    assert found["bfloat16"].matmul_tflop_s == 2 * found["float64"].matmul_tflop_s
+
+
 def rows_of(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
@@ -281,7 +289,11 @@ def test_without_a_gpu_cuda_is_refused_in_one_sentence(
 
 @pytest.mark.parametrize(
     ("words", "message"),
-    [(["--cases", "nothing"], "--cases must be"), (["--forms", "nothing"], "--forms must be")],
+    [
+        (["--cases", "nothing"], "--cases must be"),
+        (["--forms", "nothing"], "--forms must be"),
+        (["--cases", "tiny-24", "--dtypes", "float16"], "--dtypes must be of float32, got float16"),
+    ],
 )
 def test_unknown_names_are_refused(
     words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
