@@ -256,7 +256,12 @@ struct Pair {
 };
 #endif
 
-enum class Then { kScale, kRescaleAndAdd, kAdd };
+enum class Then { kScale, kScaleAndAdd, kRescaleAndAdd, kAdd };
+
+// Units of depth that are added to one another in registers; a product of more has several such
+// chains, added in order. The rounding of one long chain would be the largest error of a score
+// gradient: where a row attends to many tokens alike, that of delta is the same for all of them.
+constexpr int64_t kChain = 64;
 
 // Sums of products over depth for one register block, each element one chain in order of depth,
 // which may come in pieces.
@@ -294,6 +299,8 @@ struct RegisterBlock {
         const V sum = sums[row][part];
         if (What == Then::kScale) {
           store<V>(target, sum * scale);
+        } else if (What == Then::kScaleAndAdd) {
+          store<V>(target, load<V>(target) + sum * scale);
         } else if (What == Then::kAdd) {
           store<V>(target, load<V>(target) + sum);
         } else {
@@ -309,14 +316,22 @@ void product(const T* left, int64_t left_panel, int64_t groups, const T* right, 
              T scale, T* tile) {
   constexpr int64_t kBlock = kRows * kPanel<T>;
   for (int64_t group = 0; group < groups; ++group) {
-    RegisterBlock<U> block;
     const T* panel = left;
-    for (int64_t k = 0; k < depth; k += kPanel<T>) {
-      const int64_t here = depth - k < kPanel<T> ? depth - k : kPanel<T>;
-      block.add(panel, 1, kPanel<T>, right + k * kPanel<T>, kPanel<T>, here, panel + kBlock, kRows);
-      panel += left_panel;
+    for (int64_t k = 0; k < depth;) {
+      RegisterBlock<U> block;
+      const bool first = k == 0;
+      for (const int64_t end = k + kChain; k < end && k < depth; k += kPanel<T>) {
+        const int64_t here = depth - k < kPanel<T> ? depth - k : kPanel<T>;
+        block.add(panel, 1, kPanel<T>, right + k * kPanel<T>, kPanel<T>, here, panel + kBlock,
+                  kRows);
+        panel += left_panel;
+      }
+      if (first) {
+        block.template finish<Then::kScale>(tile, kResident, scale, nullptr);
+      } else {
+        block.template finish<Then::kScaleAndAdd>(tile, kResident, scale, nullptr);
+      }
     }
-    block.template finish<Then::kScale>(tile, kResident, scale, nullptr);
     left += kBlock;
     tile += kRows * kResident;
   }
@@ -368,21 +383,24 @@ void add_by_rows(const T* tile, int64_t groups, const T* right, int64_t depth, T
                                                output, kPanel<T>);
 }
 
-// result[column] = sum over depth of left * right, element by element: the chain of a register
-// block of single numbers, so that where an output row equals one value row, its delta equals that
-// product to the last bit and their difference is 0.
+// result[column] = sum over depth of left * right, element by element: the chains of a product of
+// single numbers, so that where an output row equals one value row, its delta equals that product
+// to the last bit and their difference is 0.
 template <typename T>
 void dot(const T* left, const T* right, int64_t depth, T* result) {
   using V = Vector<T>;
-  V sums[kWide] = {};
-  for (int64_t k = 0; k < depth; ++k) {
-    for (int part = 0; part < kWide; ++part) {
-      const int64_t at = k * kPanel<T> + part * kLanes<T>;
-      sums[part] = load<V>(left + at) * load<V>(right + at) + sums[part];
-    }
-  }
   for (int part = 0; part < kWide; ++part) {
-    store<V>(result + part * kLanes<T>, sums[part]);
+    V total = {};
+    for (int64_t k = 0; k < depth;) {
+      V sum = {};
+      const bool first = k == 0;
+      for (const int64_t end = k + kChain; k < end && k < depth; ++k) {
+        const int64_t at = k * kPanel<T> + part * kLanes<T>;
+        sum = load<V>(left + at) * load<V>(right + at) + sum;
+      }
+      total = first ? sum : total + sum;
+    }
+    store<V>(result + part * kLanes<T>, total);
   }
 }
 
@@ -390,6 +408,7 @@ void dot(const T* left, const T* right, int64_t depth, T* result) {
 #include "kernels_few.h"
 
 static_assert(kResident % kRows == 0 && kStream % kRows == 0, "register blocks divide a tile");
+static_assert(kChain % kPanel<float> == 0 && kChain % kPanel<double> == 0, "chains are panels");
 
 template <typename U>
 const Kernels<typename U::Number>& table() {

@@ -396,6 +396,22 @@ def test_kept_copies_take_no_more_than_the_inputs(dtype, pairs: bool, request) -
     assert of_a_token == expected
 
 
+def test_long_sums_do_not_drown_small_gradients() -> None:
+    """Where rows attend to many tokens alike, the rounding of delta is the same for all of a row.
+
+    Summed over 512 channels in one chain it alone would be beyond the bound.
+    """
+    case = AttentionCase(2, 64, 512, (17, 33), layout="channels_last", features="clustered")
+    inputs = make_inputs(case, 1)
+    exact, eager = oracle_results(inputs).grad_query, eager_results(inputs)[1].grad_query
+
+    def error(actual: Tensor) -> float:
+        return float((actual.double() - exact).norm() / exact.norm())
+
+    bound = 2 * error(eager) + 4 * torch.finfo(torch.float32).eps
+    assert error(run_op(inputs, "cpu").grad_query) <= bound
+
+
 def test_refuses_what_would_leave_its_memory() -> None:
     call = make_call(1, 4, 6, 3, 2)
     out, lse = torch.empty(1, 4, 2), torch.empty(1, 4)
