@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.cases import CASES
+from ocnet.engine.measure import OK, OUT_OF_MEMORY, TOO_LARGE
 from ocnet.report.style import bytes_text, time_text
 
 Row = dict[str, Any]
@@ -100,7 +101,7 @@ def _sizes(workload: Row) -> str:
 
 
 def summary(rows: Sequence[Row]) -> str:
-    """Return the short table: one line for each device, case, dtype and form that ran.
+    """Return the short table: one line for each device, case, dtype and form that ran, or lacked memory.
 
     Rows of cases that are no longer registered are history, and left out.
     """
@@ -108,7 +109,7 @@ def summary(rows: Sequence[Row]) -> str:
     lines: dict[tuple[Any, ...], dict[str, Row]] = {}
     for row in latest(rows):
         told = row["form"] in _SHORT_FORMS and row["case"] in registered
-        if told and row["status"] == "ok":
+        if told and row["status"] in (OK, TOO_LARGE, OUT_OF_MEMORY):
             workload = row["workload"]
             key = (row["device_name"], row["case"], workload["dtype"], row["form"])
             lines.setdefault(key, {})[row["phase"]] = row
@@ -117,10 +118,20 @@ def summary(rows: Sequence[Row]) -> str:
         if {"forward", "step"} <= phases.keys():
             step = phases["step"]
             backend = f" ({step['backend']})" if step["backend"] else ""
-            times = [time_text(phases[name]["p50_ms"]) for name in ("forward", "step")]
-            sizes = [bytes_text(step[name]) for name in ("saved_bytes", "peak_bytes")]
-            table.append(_line([device, case, dtype, form + backend, *times, *sizes]))
+            times = [_time_or_status(phases[name]) for name in ("forward", "step")]
+            table.append(_line([device, case, dtype, form + backend, *times, *_memory(step)]))
     return "\n".join(table)
+
+
+def _time_or_status(row: Row) -> str:
+    return time_text(row["p50_ms"]) if row["status"] == OK else str(row["status"])
+
+
+def _memory(row: Row) -> list[str]:
+    """Return what is saved and the peak; of what did not fit, the peak that was foreseen."""
+    if row["status"] == OK:
+        return [bytes_text(row[name]) for name in ("saved_bytes", "peak_bytes")]
+    return ["-", f"(needs {bytes_text(row['predicted_bytes'])})"]
 
 
 def confirmed_table(rows: Iterable[Row]) -> str:
@@ -165,7 +176,7 @@ def _folded(rows: Sequence[Row]) -> list[Row]:
 
 def _cells(row: Row, plain_ms: float | None) -> list[str]:
     head = [row["form"], row["phase"]]
-    if row["status"] != "ok":
+    if row["status"] != OK:
         return [*head, *["-"] * 5, f"{row['status']}: {row['reason']}"]
     p20, p50, p80 = (time_text(row[name]) for name in ("p20_ms", "p50_ms", "p80_ms"))
     return [

@@ -405,6 +405,9 @@ def test_short_table_has_registered_cases_only() -> None:
     published = [each | {"form": "published", "backend": None} for each in rows]
     assert report.summary([*old, *rows]) == report.summary(rows)
     assert report.summary([*rows, *published]).count("| tiny-24 |") == 2
+    large = {"status": "too large", "predicted_bytes": 3 << 30, "p50_ms": None}
+    table = report.summary([rows[0], rows[1] | large])
+    assert table.endswith("| 1.0 ms | too large | - | (needs 3.0 GiB) |")
 
 
 def test_table_takes_the_last_row_of_each_kind(tmp_path: Path) -> None:
