@@ -47,7 +47,9 @@ class NativeBackend(Generic[P]):
         library = _extension.load(self._half)
         if library.problem is not None:
             return Support(False, library.problem, missing_build=True)
-        return _refuse_old(problem.device) or SUPPORTED if self._half == "cuda" else SUPPORTED
+        if self._half == "cuda":
+            return _refuse_old(problem.device) or SUPPORTED
+        return SUPPORTED
 
     def forward(self, call: tuple[Any, ...]) -> None:
         """Write the outputs of the call, whose fields are in the order of the native schema."""
