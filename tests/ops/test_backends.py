@@ -8,6 +8,7 @@ import torch
 
 from ocnet.ops import _extension, explain, oc_attention
 from ocnet.ops._backends import SUPPORTED, Backends, Support
+from ocnet.ops._native import NativeBackend
 from ocnet.ops.oc_attention import reference
 from ocnet.ops.oc_attention.autograd import BACKENDS
 from tests.ops.watching import watch_inside
@@ -35,6 +36,22 @@ def test_explicit_choice_that_cannot_be_met_raises_its_reason() -> None:
         _backends(a=NO, b=SUPPORTED).choose(None, "a")
     with pytest.raises(RuntimeError, match=r"an_op: backend must .*'a': it is not built"):
         _backends(a=UNBUILT, b=SUPPORTED).choose(None, "a")
+
+
+@pytest.mark.parametrize("half", ["cpu", "cuda"])
+def test_old_gpus_are_refused_by_name(half: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the CUDA library, once it is there; the other one asks no GPU."""
+    monkeypatch.setattr(_extension, "load", lambda half: _extension.Library(None, None))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "an old one")
+    backend = NativeBackend("an_op", half, lambda problem, half: None)
+    problem = SimpleNamespace(device=torch.device("cuda"))
+    for capability, refused in (((7, 5), half == "cuda"), ((8, 0), False)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda d, c=capability: c)
+        support = backend.supports(problem)
+        assert support.ok != refused
+        assert support.ok or support.reason == (
+            "it needs compute capability 8.0 or later, and an old one is older"
+        )
 
 
 def test_nothing_left_lists_every_reason() -> None:

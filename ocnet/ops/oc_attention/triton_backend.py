@@ -165,8 +165,7 @@ def _backward_keys(
 
 def _backward_delta(grad_out: Tensor, out: Tensor, residual: Tensor | None, delta: Tensor) -> None:
     n, l, ev = out.shape
-    tile = configs.DELTA
-    triton_plan.kernels().oc_attention_bwd_delta_kernel[(n * -(-l // tile.rows),)](
+    triton_plan.kernels().oc_attention_bwd_delta_kernel[(n * -(-l // configs.DELTA.rows),)](
         p_grad_out=grad_out,
         p_out=out,
         p_residual=out if residual is None else residual,
@@ -175,12 +174,7 @@ def _backward_delta(grad_out: Tensor, out: Tensor, residual: Tensor | None, delt
         **_triton.strides("g", "nlv", grad_out),
         **_triton.strides("o", "nlv", out),
         L=l,
-        Ev=ev,
-        EVEN_V=ev % tile.channels(ev) == 0,
-        BM=tile.rows,
-        BV=tile.channels(ev),
-        NV=-(-ev // tile.channels(ev)),
-        enable_fp_fusion=True,
+        **triton_plan.delta_common(ev),
     )
 
 

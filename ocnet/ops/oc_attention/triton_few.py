@@ -81,15 +81,7 @@ def _common(
         **_triton.strides("q", "nl", query),
         **_triton.strides("k", "ns", key),
         **_triton.strides("v", "ns", value),
-        "scale": scale,
         "L": query.shape[1],
         "S": key.shape[1],
-        "BM": tile.rows,
-        "BE": plan.wide_e,
-        "STAGES": tile.stages,
-        "TMA": plan.descriptors,
-        "HOPPER": plan.hopper,
-        "num_warps": tile.warps,
-        # fused multiply-add, said aloud because the default changes with the version of Triton
-        "enable_fp_fusion": True,
+        **plan.few_common(tile, scale),
     }

@@ -120,6 +120,20 @@ class Plan(NamedTuple):
             return self.math
         return "float32x3" if triton_interpreted() else "bf16x3"
 
+    def few_common(self, tile: configs.Few, scale: float) -> dict[str, Any]:
+        """Return the arguments that the kernels which keep all keys on chip share."""
+        return {
+            "scale": scale,
+            "BM": tile.rows,
+            "BE": self.wide_e,
+            "STAGES": tile.stages,
+            "TMA": self.descriptors,
+            "HOPPER": self.hopper,
+            "num_warps": tile.warps,
+            # fused multiply-add, said aloud because the default changes with the version of Triton
+            "enable_fp_fusion": True,
+        }
+
     def common(self, tile: configs.Tile) -> dict[str, Any]:
         """Return the arguments that the kernels of both directions share."""
         return {
@@ -147,6 +161,19 @@ class Sides(NamedTuple):
     lse: Tensor
     delta: Tensor
     scale: float
+
+
+def delta_common(ev: int) -> dict[str, Any]:
+    """Return the arguments of the kernel of ``delta`` that depend on the channels alone."""
+    tile = configs.DELTA
+    return {
+        "Ev": ev,
+        "EVEN_V": ev % tile.channels(ev) == 0,
+        "BM": tile.rows,
+        "BV": tile.channels(ev),
+        "NV": -(-ev // tile.channels(ev)),
+        "enable_fp_fusion": True,
+    }
 
 
 def rounded(matrix: Tensor, width: int) -> Tensor:

@@ -159,7 +159,6 @@ def _backward_delta(sides: Sides, call: BackwardCall, stages: list[int] | None =
     stages = list(range(len(call.out))) if stages is None else stages
     grad_out, out = choose(call.grad_out, stages), choose(call.out, stages)
     residual = choose(call.residual, stages)
-    ev = out[0].shape[2]
     # No row of this kernel meets another, so a map is one group.
     whole = [Grid(1).axes(axes.rows.size, axes.columns.size) for axes in sides.axes]
     table = sides._replace(axes=whole).items(DELTA.rows)
@@ -173,12 +172,7 @@ def _backward_delta(sides: Sides, call: BackwardCall, stages: list[int] | None =
         **strides("g", "nlv", grad_out),
         **strides("o", "nlv", out),
         L=None,
-        Ev=ev,
-        EVEN_V=ev % DELTA.channels(ev) == 0,
-        BM=DELTA.rows,
-        BV=DELTA.channels(ev),
-        NV=-(-ev // DELTA.channels(ev)),
-        enable_fp_fusion=True,
+        **triton_plan.delta_common(out[0].shape[2]),
     )
 
 
