@@ -11,6 +11,7 @@ from ocnet.engine.workload import Call, Form
 from ocnet.ops._backends import AUTO, Backends
 
 OURS = "fused"
+OVER_INPUT = "inplace"  # the same, its result written over its first argument
 
 
 @dataclass(frozen=True)
@@ -51,4 +52,4 @@ class Op:
 
 def is_ours(form: str) -> bool:
     """Tell whether a form is an op of this package."""
-    return form.partition(":")[0] == OURS
+    return form.partition(":")[0] in (OURS, OVER_INPUT)

@@ -4,12 +4,15 @@
 Those of attention are here, and which table a workload takes.
 """
 
+from itertools import chain
+
 import torch
 from torch import Tensor
 
-from benchmarks import gather_baselines, partition_baselines
+from benchmarks import abn_baselines, gather_baselines, partition_baselines
 from benchmarks.backends import Op
 from benchmarks.compiled import CompiledFresh, compile_refusal, flex_refusal
+from ocnet.engine.abn_workload import ABNWorkload
 from ocnet.engine.gather_workload import GatherWorkload
 from ocnet.engine.partition_workload import PartitionWorkload
 from ocnet.engine.workload import FORMS as INSTALLED
@@ -22,19 +25,21 @@ from ocnet.ops.oc_attention.reference import naive_attention
 _HERE = "benchmarks.baselines"
 
 
+_OTHERS: dict[type[Call], tuple[dict[str, Form], Op]] = {
+    GatherWorkload: (gather_baselines.FORMS, gather_baselines.OP),
+    PartitionWorkload: (partition_baselines.FORMS, partition_baselines.OP),
+    ABNWorkload: (abn_baselines.FORMS, abn_baselines.OP),
+}
+
+
 def forms_of(workload: Call) -> dict[str, Form]:
     """Return the ways to compute a workload, by name."""
-    if isinstance(workload, GatherWorkload):
-        return gather_baselines.FORMS
-    return partition_baselines.FORMS if isinstance(workload, PartitionWorkload) else FORMS
+    return _OTHERS.get(type(workload), (FORMS, OP))[0]
 
 
 def backend_of(form: str, workload: Call) -> str | None:
     """Return the back end that a form of this package takes for a workload; ``None`` for others."""
-    if isinstance(workload, GatherWorkload):
-        return gather_baselines.OP.taken(form, workload)
-    op = partition_baselines.OP if isinstance(workload, PartitionWorkload) else OP
-    return op.taken(form, workload)
+    return _OTHERS.get(type(workload), (FORMS, OP))[1].taken(form, workload)
 
 
 def _problem(workload: Workload) -> Problem:
@@ -82,4 +87,4 @@ FORMS = {
     )
 }
 # Of every op, each once.
-NAMES = tuple({**FORMS, **gather_baselines.FORMS, **partition_baselines.FORMS})
+NAMES = tuple(dict.fromkeys(chain(FORMS, *(forms for forms, _ in _OTHERS.values()))))

@@ -8,6 +8,7 @@ stride 8 has 128 x 256.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ocnet.engine.abn_workload import ABNWorkload
 from ocnet.engine.gather_workload import GatherWorkload
 from ocnet.engine.partition_workload import PartitionWorkload
 from ocnet.engine.workload import Call, Workload
@@ -23,6 +24,7 @@ class Case:
         sizes: The call; device and dtype are filled in by :meth:`on`.
         cuda: Dtypes it is measured in on a GPU.
         cpu: Dtypes it is measured in on the CPU; empty where one call takes many seconds there.
+        short: Whether the short table has it.
     """
 
     name: str
@@ -30,6 +32,7 @@ class Case:
     sizes: Call
     cuda: tuple[str, ...] = ("bfloat16",)
     cpu: tuple[str, ...] = ()
+    short: bool = True
 
     def on(self, device: str) -> list[Call]:
         """Return the workloads of this case on ``"cpu"`` or ``"cuda"``, one for each dtype."""
@@ -62,6 +65,25 @@ def _isa(
 
 _TRAINED = ("bfloat16", "float16", "float32")
 _ON_CPU = ("float32", "bfloat16")
+
+
+def _norm(
+    network: str,
+    sizes: tuple[int, int, int, int],
+    on_cpu: int,
+    residual: bool = False,
+    short: bool = False,
+) -> list[Case]:
+    """Return a layer's calls in both layouts: the whole batch on a GPU, ``on_cpu`` images on the CPU."""
+    n, c, h, w = sizes
+    name = f"abn-{c}-{h}" + ("" if h == w else f"x{w}") + ("-residual" if residual else "")
+    cases = []
+    for count, cuda, cpu in ((n, _ON_CPU[::-1], ()), (on_cpu, (), _ON_CPU)):
+        for layout, end in (("channels_last", ""), ("nchw", "-nchw")):
+            call = ABNWorkload(count, h, w, C=c, residual=residual, layout=layout)
+            cases.append(Case(f"{name}-n{count}{end}", network, call, cuda, cpu, short))
+    return cases
+
 
 CASES = (
     Case("tiny-24", "the network of ocnet demo, wider", _tokens_last(1, 24, 24), cpu=("float32",)),
@@ -129,6 +151,15 @@ CASES = (
     Case("gather-97-k150-n4", "OCR's regions, ADE20K", GatherWorkload(4, 97, 97, K=150)),
     Case("gather-97-k171-n4", "OCR's regions, COCO-Stuff", GatherWorkload(4, 97, 97, K=171)),
     Case("gather-128x256-k19", "OCR's regions, whole image", GatherWorkload(1, 128, 256)),
+    *_norm("ResNet, stem", (32, 64, 112, 112), 4, short=True),
+    *_norm("ResNet-50, stage 1", (32, 256, 56, 56), 4),
+    *_norm("ResNet-50, stage 1, end of a block", (32, 256, 56, 56), 4, residual=True, short=True),
+    *_norm("ResNet-50, stage 2", (32, 512, 28, 28), 4),
+    *_norm("ResNet-50, stage 3", (32, 1024, 14, 14), 4),
+    *_norm("ResNet-50, stage 4", (8, 2048, 7, 7), 2),
+    *_norm("64 channels at stride 8 of a whole image", (8, 64, 128, 256), 2),
+    *_norm("Base-OC, transform", (2, 512, 97, 97), 1),
+    *_norm("ResNet-101 at stride 8, stage 4", (2, 2048, 65, 129), 1, short=True),
 )
 
 QUICK = ("tiny-24",)

@@ -5,14 +5,17 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ocnet.engine.abn_workload import SLOPE, ABNWorkload, normalised
 from ocnet.engine.gather_workload import GatherWorkload
 from ocnet.engine.partition_workload import PartitionWorkload, attend, stages_of
 from ocnet.engine.workload import Call, Form
 from ocnet.ops import Partition, oc_attention, spatial_gather
+from ocnet.ops.inplace_abn.reference import naive_inplace_abn
 from ocnet.ops.oc_attention.reference import naive_attention
 from ocnet.ops.partitioned_attention.reference import naive_partitioned_attention
 from ocnet.ops.spatial_gather.reference import naive_gather
@@ -46,7 +49,8 @@ class Expected:
         inputs: The arguments, and then the gradients of the outputs.
         exact: Outputs and gradients in float64, by name.
         bounds: Largest relative error allowed, by name: twice that of the plain formula in the same
-            dtype, measured on the first image, plus four units in the last place.
+            dtype, measured on the first image (on all where they depend on each other), plus four
+            units in the last place.
     """
 
     workload: Call
@@ -61,10 +65,11 @@ class Expected:
         op, naive = _formulas(workload)
         reference = Form("reference", partial(op, backend="reference"))
         exact = _results(reference, workload, inputs, lambda tensor: tensor.double())
-        eager = _results(Form("naive", naive), workload, inputs, lambda tensor: tensor[:1])
+        part = _all_of if isinstance(workload, ABNWorkload) else _first_of
+        eager = _results(Form("naive", naive), workload, inputs, part)
         unit = torch.finfo(workload.torch_dtype).eps
         bounds = {
-            name: 2 * _relative(eager[name], wanted[:1]) + 4 * unit
+            name: 2 * _relative(eager[name], part(wanted)) + 4 * unit
             for name, wanted in exact.items()
         }
         return cls(workload, inputs, exact, bounds)
@@ -72,7 +77,7 @@ class Expected:
 
 def check(form: Form, expected: Expected) -> Verdict:
     """Compare outputs and gradients of a form with float64."""
-    given = _results(form, expected.workload, expected.inputs, lambda tensor: tensor)
+    given = _results(form, expected.workload, expected.inputs, _all_of)
     verdicts = []
     for name, wanted in expected.exact.items():
         error, bound = _relative(given[name], wanted), expected.bounds[name]
@@ -86,6 +91,8 @@ def _formulas(workload: Call) -> tuple[Callable[..., _Results], Callable[..., _R
         return spatial_gather, naive_gather
     if isinstance(workload, PartitionWorkload):
         return attend, _naive_groups
+    if isinstance(workload, ABNWorkload):
+        return normalised, _naive_abn
     return oc_attention, naive_attention
 
 
@@ -94,6 +101,22 @@ def _naive_groups(*tensors: Tensor, partitions: Sequence[Partition]) -> list[Ten
         naive_partitioned_attention(*stage, partition)
         for stage, partition in zip(stages_of(tensors), partitions, strict=True)
     ]
+
+
+def _naive_abn(
+    x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None = None, **statistics: Any
+) -> Tensor:
+    return naive_inplace_abn(
+        x, weight, bias, **statistics, activation_param=SLOPE, residual=residual
+    )
+
+
+def _first_of(images: Tensor) -> Tensor:
+    return images[:1]
+
+
+def _all_of(images: Tensor) -> Tensor:
+    return images
 
 
 def _results(
@@ -109,7 +132,7 @@ def _results(
     for name, tensor in zip(names, arguments, strict=True):
         if id(tensor) not in leaves:
             leaves[id(tensor)] = f"grad_{name}", change(tensor).detach().requires_grad_()
-    outs = form.run(workload, [leaves[id(tensor)][1] for tensor in arguments])
+    outs = form.run(workload, form.prepare(*(leaves[id(tensor)][1] for tensor in arguments)))
     grad_names, wanted = zip(*leaves.values(), strict=True)
     given = [change(grad).to(out.dtype) for grad, out in zip(grad_outs, outs, strict=True)]
     grads = torch.autograd.grad(outs, wanted, given)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.cases import CASES
+from ocnet.engine.abn_workload import ABNWorkload
 from ocnet.engine.measure import OK, OUT_OF_MEMORY, TOO_LARGE
 from ocnet.report.style import bytes_text, time_text
 
@@ -23,6 +24,7 @@ _CONFIRMED_HEADER = ("device", "run", "bit for bit", "within rounding", "wrong o
 # What a user would write first; no op has both.
 _PLAIN = ("naive", "published")
 _SHORT_FORMS = ("fused", *_PLAIN, "sdpa")
+_SHORT_FORMS_OF_ABN = ("fused", *_PLAIN, "compile")
 _BEGIN = "<!-- rows: made by benchmarks.report -->"
 _END = "<!-- end of rows -->"
 
@@ -90,6 +92,9 @@ def _group(rows: Sequence[Row]) -> str:
 
 def _sizes(workload: Row) -> str:
     """Say what is special to the op: rows of attention do not name theirs."""
+    if _is_abn(workload):
+        added = ", and a residual" if workload["residual"] else ""
+        return f", C {workload['C']}, leaky ReLU{added}"
     if "K" in workload:
         return f", C {workload['C']}, {workload['K']} regions"
     shared = "shared" if workload["shared"] else "separate"
@@ -100,15 +105,21 @@ def _sizes(workload: Row) -> str:
     return (f", keys {workload['Hk']} x {workload['Wk']}" if workload["Hk"] else "") + rest
 
 
+def _is_abn(workload: Row) -> bool:
+    return workload.get("op") == ABNWorkload.op
+
+
 def summary(rows: Sequence[Row]) -> str:
     """Return the short table: one line for each device, case, dtype and form that ran, or lacked memory.
 
-    Rows of cases that are no longer registered are history, and left out.
+    Rows of cases that are no longer registered are history, and left out, as are those of cases that
+    only the long tables show.
     """
-    registered = {case.name for case in CASES}
+    shown = {case.name for case in CASES if case.short}
     lines: dict[tuple[Any, ...], dict[str, Row]] = {}
     for row in latest(rows):
-        told = row["form"] in _SHORT_FORMS and row["case"] in registered
+        forms = _SHORT_FORMS_OF_ABN if _is_abn(row["workload"]) else _SHORT_FORMS
+        told = row["form"] in forms and row["case"] in shown
         if told and row["status"] in (OK, TOO_LARGE, OUT_OF_MEMORY):
             workload = row["workload"]
             key = (row["device_name"], row["case"], workload["dtype"], row["form"])
@@ -182,12 +193,29 @@ def _cells(row: Row, plain_ms: float | None) -> list[str]:
     return [
         *head,
         f"{p50} ({p20} to {p80})",
-        f"{row['p50_ms'] / row['floor_ms']:.1f} ({row['floor_set_by']})",
+        _times_floor(row),
         f"{plain_ms / row['p50_ms']:.2f} x" if plain_ms else "-",
         "-" if row["saved_bytes"] is None else bytes_text(row["saved_bytes"]),
         "-" if row["peak_bytes"] is None else bytes_text(row["peak_bytes"]),
-        f"back end {row['backend']}" if row["backend"] else "",
+        "; ".join(_notes(row)),
     ]
+
+
+def _times_floor(row: Row) -> str:
+    """Return the time over the floor; where two passes move more than one, also over theirs."""
+    ratio = row["p50_ms"] / row["floor_ms"]
+    text = f"{ratio:.1f} ({row['floor_set_by']})"
+    if not _is_abn(row["workload"]) or row["floor_set_by"] != "memory":
+        return text
+    return f"{text}, {ratio * row['io_bytes'] / row['streamed_bytes']:.1f} streamed"
+
+
+def _notes(row: Row) -> list[str]:
+    notes = [f"back end {row['backend']}"] if row["backend"] else []
+    if _is_abn(row["workload"]) and row["saved_own_bytes"] is not None:
+        # Others keep the output and the residual anyway, as inputs of theirs.
+        notes.append(f"{bytes_text(row['saved_own_bytes'])} saved that no other layer keeps")
+    return notes
 
 
 def _line(cells: Sequence[str]) -> str:

@@ -169,6 +169,8 @@ def _row(
         "repeats": time and time["repeats"],
         "floor_ms": floor,
         "floor_set_by": limit,
+        "io_bytes": measurement.workload.io_bytes(measurement.phase),
+        "streamed_bytes": measurement.workload.streamed_bytes(measurement.phase),
         "copy_gb_s": rates.copy_gb_s,
         "matmul_tflop_s": rates.matmul_tflop_s,
         "gate_worst": verdict and verdict.worst,

@@ -4,6 +4,7 @@
 // CPU.
 #include <torch/csrc/stable/library.h>
 
+#include "inplace_abn.h"
 #include "oc_attention.h"
 #include "partitioned_attention.h"
 #include "spatial_gather.h"
@@ -21,6 +22,11 @@
 
 // clang-format off
 STABLE_TORCH_LIBRARY(OCNET_NAMESPACE, m) {
+  m.def("inplace_abn_stats(Tensor x, Tensor(a!) packed) -> ()");
+  m.def("inplace_abn_fwd(Tensor x, Tensor? residual, Tensor? weight, Tensor? bias, Tensor? slope, Tensor? packed, Tensor? running_mean, Tensor? running_var, bool training, float momentum, float eps, float scale_eps, int activation, float param, bool signed_scale, Tensor(a!) out, Tensor(b!)? mean, Tensor(c!)? var, Tensor(d!)? new_mean, Tensor(e!)? new_var) -> ()");
+  m.def("inplace_abn_bwd_reduce(Tensor out, Tensor? residual, Tensor grad_out, Tensor? weight, Tensor? bias, Tensor? slope, Tensor? count, float scale_eps, int activation, float param, bool signed_scale, Tensor(a!) sums, Tensor(b!)? grad_weight, Tensor(c!)? grad_bias, Tensor(d!)? grad_slope) -> ()");
+  m.def("inplace_abn_bwd_apply(Tensor out, Tensor? residual, Tensor grad_out, Tensor? weight, Tensor? bias, Tensor? slope, Tensor var, Tensor? sums, Tensor? count, float eps, float scale_eps, int activation, float param, bool signed_scale, Tensor(a!)? grad_x, Tensor(b!)? grad_residual) -> ()");
+  m.def("inplace_abn_bwd(Tensor out, Tensor? residual, Tensor grad_out, Tensor? weight, Tensor? bias, Tensor? slope, Tensor var, bool training, float eps, float scale_eps, int activation, float param, bool signed_scale, Tensor(a!)? grad_x, Tensor(b!)? grad_residual, Tensor(c!)? grad_weight, Tensor(d!)? grad_bias, Tensor(e!)? grad_slope) -> ()");
   m.def("oc_attention_fwd(Tensor query, Tensor? key, Tensor value, float scale, bool tf32, Tensor(a!) out, Tensor(b!) lse, Tensor(c!)? residual) -> ()");
   m.def("oc_attention_bwd(Tensor grad_out, Tensor query, Tensor? key, Tensor value, Tensor out, Tensor lse, Tensor? residual, float scale, bool tf32, Tensor(a!)? grad_query, Tensor(b!)? grad_key, Tensor(c!)? grad_value) -> ()");
   m.def("partitioned_attention_fwd(Tensor[] query, Tensor[] key, Tensor[] value, int[] partition, float scale, bool tf32, Tensor(a!)[] out, Tensor(b!)[] lse, Tensor(c!)[] residual) -> ()");
@@ -31,6 +37,11 @@ STABLE_TORCH_LIBRARY(OCNET_NAMESPACE, m) {
 // clang-format on
 
 STABLE_TORCH_LIBRARY_IMPL(OCNET_NAMESPACE, OCNET_KEY, m) {
+  m.impl("inplace_abn_stats", TORCH_BOX(&ocnet::inplace_abn_stats));
+  m.impl("inplace_abn_fwd", TORCH_BOX(&ocnet::inplace_abn_fwd));
+  m.impl("inplace_abn_bwd_reduce", TORCH_BOX(&ocnet::inplace_abn_bwd_reduce));
+  m.impl("inplace_abn_bwd_apply", TORCH_BOX(&ocnet::inplace_abn_bwd_apply));
+  m.impl("inplace_abn_bwd", TORCH_BOX(&ocnet::inplace_abn_bwd));
   m.impl("oc_attention_fwd", TORCH_BOX(&ocnet::oc_attention_fwd));
   m.impl("oc_attention_bwd", TORCH_BOX(&ocnet::oc_attention_bwd));
   m.impl("partitioned_attention_fwd", TORCH_BOX(&ocnet::partitioned_attention_fwd));

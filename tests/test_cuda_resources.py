@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """What nvcc reported of the kernels in the built library: registers, spills, shared memory."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -17,8 +18,18 @@ ALONE = ("oc_attention_mma_fwd", "oc_attention_mma_bwd")
 # Attention, forward: 3 tiles for each 16-bit dtype and TF32, 2 for strict fp32; backward: 3 for each
 # 16-bit dtype, 2 for the others. Gathering: 3 dtypes on tensor cores, each in 3 sizes where regions
 # are held in registers. Parts are combined in each dtype that is stored; threads multiply what tensor
-# cores do not.
+# cores do not. Activated batch norm: each dtype, and twice where channels stay on chip: planes are
+# whole vectors or not. What adds up knows accumulators only.
 KERNELS = {
+    "inplace_abn_fwd_slab_kernel": 8,
+    "inplace_abn_bwd_slab_kernel": 8,
+    **{
+        f"inplace_abn_{step}_{kind}_kernel": 4
+        for step in ("stats", "fwd", "bwd_reduce", "bwd_apply")
+        for kind in ("planes", "rows")
+    },
+    "inplace_abn_merge_kernel": 2,
+    "inplace_abn_finish_kernel": 2,
     "oc_attention_mma_fwd_kernel": 11,
     "oc_attention_mma_bwd_kernel": 10,
     "oc_attention_combine_kernel": 3,
@@ -74,6 +85,18 @@ def test_registers_let_the_declared_blocks_share_a_multiprocessor(kernels: list[
     assert [k for k in together if k.registers > MOST_REGISTERS] == []
     assert [k for k in kernels if k.registers > MOST_REGISTERS_OF_ALL] == []
     assert [k for k in kernels if "delta" in k.name and k.registers > 64] == []
+
+
+@pytest.mark.native
+def test_kernels_that_are_as_fast_as_memory_have_threads_to_wait(kernels: list[Kernel]) -> None:
+    """1024 of them on a multiprocessor, or 768 where 16 bytes are eight channels; fewer of fp64."""
+    doubles = re.compile(r"_kernelId")
+    streaming = [k for k in kernels if "inplace_abn" in k.name and not doubles.search(k.name)]
+    assert len(streaming) == 2 * (12 + 24 + 2)
+    crowded = [k for k in streaming if k.registers > 64]
+    assert [k for k in crowded if "slab" in k.name] == []
+    sums_of_rows = "bwd_reduce_rows"  # eight channels of them
+    assert [k for k in crowded if k.registers > 80 and sums_of_rows not in k.name] == []
 
 
 @pytest.mark.native

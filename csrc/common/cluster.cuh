@@ -1,8 +1,15 @@
 // SPDX-License-Identifier: MIT
-// Clusters of blocks (sm_90): ranks, their barrier, and each other's shared memory.
+// Clusters of blocks (sm_90): ranks, their barrier, and each other's shared memory. In code for
+// older GPUs, which launch no clusters, a block is one of its own.
 #pragma once
 
 #include "device.cuh"
+
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+#define OCNET_CLUSTER_ASM(...)
+#else
+#define OCNET_CLUSTER_ASM(...) asm volatile(__VA_ARGS__)
+#endif
 
 namespace ocnet::device {
 
@@ -10,23 +17,23 @@ namespace ocnet::device {
 
 // %cluster_ctarank and %cluster_nctarank (ISA: Special Registers).
 OCNET_DEVICE int cluster_rank() {
-  int rank;
-  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  int rank = 0;
+  OCNET_CLUSTER_ASM("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
   return rank;
 }
 OCNET_DEVICE int cluster_blocks() {
-  int blocks;
-  asm volatile("mov.u32 %0, %%cluster_nctarank;" : "=r"(blocks));
+  int blocks = 1;
+  OCNET_CLUSTER_ASM("mov.u32 %0, %%cluster_nctarank;" : "=r"(blocks));
   return blocks;
 }
 
 // barrier.cluster (ISA: barrier.cluster) of every warp of every block: arriving releases what the
 // thread wrote, waiting acquires what the others did.
 OCNET_DEVICE void cluster_arrive() {
-  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+  OCNET_CLUSTER_ASM("barrier.cluster.arrive.release.aligned;" :: : "memory");
 }
 OCNET_DEVICE void cluster_wait() {
-  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+  OCNET_CLUSTER_ASM("barrier.cluster.wait.acquire.aligned;" :: : "memory");
 }
 
 // mapa (ISA: mapa): the same place in the shared memory of another block. It may be read and
@@ -34,10 +41,8 @@ OCNET_DEVICE void cluster_wait() {
 // last.
 template <typename T>
 OCNET_DEVICE T* cluster_pointer(T* shared, int rank) {
-  uint64_t mapped;
-  asm volatile("mapa.u64 %0, %1, %2;"
-               : "=l"(mapped)
-               : "l"(reinterpret_cast<uint64_t>(shared)), "r"(rank));
+  auto mapped = reinterpret_cast<uint64_t>(shared);
+  OCNET_CLUSTER_ASM("mapa.u64 %0, %1, %2;" : "=l"(mapped) : "l"(mapped), "r"(rank));
   return reinterpret_cast<T*>(mapped);
 }
 

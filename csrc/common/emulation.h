@@ -23,6 +23,7 @@ struct Launch {
 void launch(const Launch& launch, void (*run)(const void*), const void* context);
 size_t shared_limit();
 int multiprocessors();
+bool has_clusters();
 // Global memory that kernels may read, and write if `writable`, until detach_all.
 void attach(const char* name, const void* data, size_t bytes, bool writable);
 void detach_all();

@@ -61,6 +61,9 @@ class KernelLauncher {
     check(cudaDeviceGetAttribute(&limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
     shared_limit_ = static_cast<size_t>(limit);
     check(cudaDeviceGetAttribute(&multiprocessors_, cudaDevAttrMultiProcessorCount, device));
+    int clusters = 0;
+    check(cudaDeviceGetAttribute(&clusters, cudaDevAttrClusterLaunch, device));
+    has_clusters_ = clusters != 0;
   }
 
   template <typename Params>
@@ -100,7 +103,8 @@ class KernelLauncher {
   explicit KernelLauncher(const char* function)
       : function_(function),
         shared_limit_(emulator::shared_limit()),
-        multiprocessors_(emulator::multiprocessors()) {}
+        multiprocessors_(emulator::multiprocessors()),
+        has_clusters_(emulator::has_clusters()) {}
 
   template <typename Params>
   void operator()(void (*kernel)(Params), const Grid& grid, const Params& params) const {
@@ -118,12 +122,15 @@ class KernelLauncher {
   const char* function_;
   size_t shared_limit_ = 0;
   int multiprocessors_ = 0;
+  bool has_clusters_ = false;
 
  public:
   // Bytes of shared memory that a block may have once its kernel has opted in.
   size_t shared_limit() const { return shared_limit_; }
   // How many blocks run at once, if a multiprocessor has room for one.
   int multiprocessors() const { return multiprocessors_; }
+  // Whether more than one block may be a cluster: from sm_90 on.
+  bool has_clusters() const { return has_clusters_; }
 };
 
 }  // namespace ocnet

@@ -37,6 +37,7 @@ class TensorLauncher {
 
   size_t shared_limit() const { return launch_.shared_limit(); }
   int multiprocessors() const { return launch_.multiprocessors(); }
+  bool has_clusters() const { return launch_.has_clusters(); }
   template <typename Params>
   void operator()(void (*kernel)(Params), const Grid& grid, const Params& params) const {
     launch_(kernel, grid, params);

@@ -1,53 +1,10 @@
 // SPDX-License-Identifier: MIT
-// No include guard: kernels.cpp includes this file once for every instruction set, inside a
-// namespace of its own that defines kBytes (of a vector) and kRows (of a register block) and inside
-// a region that selects the instruction set. Whatever holds a vector is defined here, because a
-// vector that is wider than the selected set is split when a function is read, not when it is
-// inlined. This file includes nothing but its other parts, for the same reason.
+// No include guard: kernels.cpp includes this file once for every instruction set
+// (each_instruction_set.h). This file includes nothing but its other parts.
 
-template <typename T>
-constexpr int kLanes =
-    kBytes / static_cast<int>(sizeof(T)) > 1 ? kBytes / static_cast<int>(sizeof(T)) : 1;
+#include "vectors_impl.h"
 
-#if OCNET_VECTORS
-template <typename T>
-struct VectorOf {
-  typedef T type __attribute__((vector_size(kLanes<T> * sizeof(T))));
-};
-#else
-template <typename T>
-struct VectorOf {
-  using type = T;
-};
-#endif
-template <typename T>
-using Vector = typename VectorOf<T>::type;
-
-template <typename V, typename T>
-OCNET_INLINE V load(const T* source) {
-  V value;
-  std::memcpy(&value, source, sizeof(V));
-  return value;
-}
-
-template <typename V, typename T>
-OCNET_INLINE void store(T* target, V value) {
-  std::memcpy(target, &value, sizeof(V));
-}
-
-template <typename V, typename T>
-OCNET_INLINE V fill(T value) {
-  // A plain broadcast: x - 0 is x even for -0, so the compiler drops the subtraction.
-  return value - V{};
-}
-
-template <typename To, typename From>
-OCNET_INLINE To bit_copy(From from) {
-  static_assert(sizeof(To) == sizeof(From), "same size");
-  To to;
-  std::memcpy(&to, &from, sizeof(To));
-  return to;
-}
+constexpr int kRows = kBytes == 64 ? 12 : 6;  // of a register block
 
 // exp(x) for x <= 0; a positive x counts as 0, NaN stays NaN. About 1 ulp down to the smallest
 // normal number. Results that would be subnormal are the smallest normal number instead: still not
@@ -80,16 +37,6 @@ template <typename T>
 constexpr int kPanel = kWide * kLanes<T>;
 
 #if OCNET_VECTORS
-template <typename V, typename Index, int... I>
-OCNET_INLINE V shuffle(V a, V b, std::integer_sequence<int, I...>) {
-#if defined(__clang__)
-  return __builtin_shufflevector(a, b, Index::template at<I>...);
-#else
-  using Mask = decltype(a < b);
-  return __builtin_shuffle(a, b, Mask{Index::template at<I>...});
-#endif
-}
-
 // a[h], b[h], a[h + 1], b[h + 1] and so on, from the lower or the upper half.
 template <int Lanes, int Half>
 struct Interleaved {
@@ -185,7 +132,7 @@ struct Single {
   }
 };
 
-#if OCNET_PAIRS
+#if OCNET_BYTES == 64
 // Two bfloat16 numbers, rounded to nearest, the first in the lower half.
 struct Pair {
   using Number = float;

@@ -102,15 +102,22 @@ class ModelConfig:
 
     Attributes:
         name: a name that ``ocnet.models.create`` knows.
+        norm: batch norm of the network: ``batchnorm``, ``inplace_abn`` (keeps only its output for
+            backward), ``inplace_abn_sync`` (the same over all processes) or ``syncbn`` (torch's, on GPUs).
         options: further options of ``create``, by name.
         weights: safetensors file to start from; none: fresh weights.
     """
 
     name: str
+    norm: Literal["batchnorm", "inplace_abn", "inplace_abn_sync", "syncbn"] = "batchnorm"
     options: dict[str, Any] = field(default_factory=dict)
     weights: str | None = None
 
     def __post_init__(self) -> None:
+        if "norm" in self.options:
+            raise ValueError(
+                f"config: model.options must leave norm to model.norm, got {self.options['norm']}"
+            )
         for taken in ("num_classes", "in_channels"):
             if taken in self.options:
                 raise ValueError(

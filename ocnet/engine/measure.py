@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ocnet.engine.abn_workload import ABNWorkload
 from ocnet.engine.gather_workload import GatherWorkload
 from ocnet.engine.meters import (
     PeakMeter,
@@ -40,6 +41,7 @@ _KINDS: dict[str | None, Callable[..., Call]] = {
     None: Workload,
     GatherWorkload.op: GatherWorkload,
     PartitionWorkload.op: PartitionWorkload,
+    ABNWorkload.op: ABNWorkload,
 }
 
 
@@ -64,6 +66,8 @@ class Measurement:
         time: Percentiles in milliseconds.
         saved_bytes: Kept for backward, inputs and output among them.
         saved_extra_bytes: The same without the inputs' storages.
+        saved_own_bytes: Kept for this call's sake, where the next layer keeps the outputs anyway and
+            others the arguments that the call does not name as ``passing``.
         peak_bytes: Most memory in use beyond the inputs; results are part of it.
         predicted_bytes: The peak foreseen from the sizes alone.
     """
@@ -77,6 +81,7 @@ class Measurement:
     time: Timing | None = None
     saved_bytes: int | None = None
     saved_extra_bytes: int | None = None
+    saved_own_bytes: int | None = None
     peak_bytes: int | None = None
 
     def to_record(self) -> dict[str, Any]:
@@ -149,15 +154,20 @@ def _measure(
     for tensor in wanted:
         tensor.requires_grad_(phase != FORWARD)
 
-    def forward(_: object = None) -> tuple[Tensor, ...]:
-        return form.run(workload, arguments)
+    def prepared() -> tuple[Tensor, ...]:
+        return tuple(form.prepare(*arguments))
 
-    def backward(outs: object) -> tuple[Tensor, ...]:
-        assert isinstance(outs, tuple)
+    def forward(tensors: Any) -> tuple[Tensor, ...]:
+        return form.run(workload, tensors)
+
+    def backward(outs: Any) -> tuple[Tensor, ...]:
         return torch.autograd.grad(outs, wanted, grad_outs)
 
-    def step(_: object = None) -> tuple[Tensor, ...]:
-        return backward(forward())
+    def outputs() -> tuple[Tensor, ...]:
+        return forward(prepared())
+
+    def step(tensors: Any) -> tuple[Tensor, ...]:
+        return backward(forward(tensors))
 
     calls: dict[str, Callable[[object], object]] = {
         FORWARD: forward,
@@ -165,14 +175,21 @@ def _measure(
         STEP: step,
     }
     call = calls[phase]
-    prepare: Callable[[], object] = forward if phase == BACKWARD else _nothing
+    prepare = outputs if phase == BACKWARD else prepared
     meter = PeakMeter(device)
-    saved = saved_bytes(lambda: call(prepare()), wanted)  # and warms up
+    passing = workload.passing
+    staying = [
+        t for t, name in zip(arguments, workload.arguments, strict=True) if name not in passing
+    ]
+    saved = None if phase == FORWARD else saved_bytes(outputs, wanted, staying)
+    call(prepare())  # warms up
     # One call by itself: the results of the call before, or the timer's flush of the cache, would
     # count as memory.
+    state = prepare()
     meter.restart()
-    call(prepare())
+    call(state)
     peak = meter.peak()
+    del state
     timing = time_call(call, device, prepare=prepare, budget_s=budget_s, least=least)
     return Measurement(
         workload=workload,
@@ -181,8 +198,9 @@ def _measure(
         status=OK,
         predicted_bytes=predicted,
         time=timing,
-        saved_bytes=None if phase == FORWARD else saved.total,
-        saved_extra_bytes=None if phase == FORWARD else saved.beyond_inputs,
+        saved_bytes=saved.total if saved else None,
+        saved_extra_bytes=saved.beyond_inputs if saved else None,
+        saved_own_bytes=saved.own if saved else None,
         peak_bytes=None if phase == BACKWARD else peak,
     )
 
@@ -191,10 +209,6 @@ def first_line(error: BaseException) -> str:
     """Return the kind of an error and the first line of what it says."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
-
-
-def _nothing() -> None:
-    return None
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

@@ -19,24 +19,36 @@ _FLUSH_BYTES = 256 << 20  # several times the L2 cache of any GPU up to now
 
 
 class Saved(NamedTuple):
-    """Bytes kept for backward: all of them, and those that are not an input's storage."""
+    """Bytes kept for backward.
+
+    Attributes:
+        total: All of them.
+        beyond_inputs: Those that are not an input's storage.
+        own: Those that are neither a result's storage nor that of a tensor which stays anyway.
+    """
 
     total: int
     beyond_inputs: int
+    own: int
 
 
-def saved_bytes(call: Callable[[], object], inputs: Sequence[Tensor] = ()) -> Saved:
+def saved_bytes(
+    call: Callable[[], Tensor | Sequence[Tensor] | None],
+    inputs: Sequence[Tensor] = (),
+    staying: Sequence[Tensor] = (),
+) -> Saved:
     """Count the bytes that autograd keeps alive for a backward pass.
 
     Every storage counts once, in whole, however many saved tensors view it. Nothing depends on the
     device or on the allocator, so a CPU run tells what a GPU run will keep.
 
     Args:
-        call: Runs the forward pass with gradients on; may run the backward pass too.
-        inputs: Tensors whose storages exist anyway.
+        call: Runs the forward pass with gradients on, and returns its results.
+        inputs: Tensors that the call is given.
+        staying: Those of them that others keep in any case.
 
     Returns:
-        The counts; an output that is saved is part of both.
+        The counts.
     """
     storages: dict[int, torch.UntypedStorage] = {}
 
@@ -48,11 +60,13 @@ def saved_bytes(call: Callable[[], object], inputs: Sequence[Tensor] = ()) -> Sa
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         kept = call()
-    del kept
-    given = {tensor.untyped_storage().data_ptr() for tensor in inputs}
-    total = sum(storage.nbytes() for storage in storages.values())
-    shared = sum(s.nbytes() for address, s in storages.items() if address in given)
-    return Saved(total, total - shared)
+    results = (kept,) if isinstance(kept, Tensor) else kept or ()
+
+    def beyond(*tensors: Tensor) -> int:
+        known = {tensor.untyped_storage().data_ptr() for tensor in tensors}
+        return sum(s.nbytes() for address, s in storages.items() if address not in known)
+
+    return Saved(beyond(), beyond(*inputs), beyond(*results, *staying))
 
 
 class PeakMeter:

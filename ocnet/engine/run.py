@@ -22,7 +22,7 @@ from ocnet.data import (
 from ocnet.data.mosaics import Split
 from ocnet.engine.config import DataConfig, ModelConfig, MosaicsConfig, RunConfig, load_config
 from ocnet.models import Segmentor, create
-from ocnet.models.weights import load_weights, save_weights
+from ocnet.models.weights import SCALE_KEY, load_weights, save_weights, scale_kind
 
 CONFIG_FILE = "config.yaml"
 METRICS_FILE = "metrics.jsonl"
@@ -88,6 +88,8 @@ def save_run_weights(path: Path, model: Segmentor, config: RunConfig, info: Data
     """
     metadata = {
         "model": config.model.name,
+        "norm": config.model.norm,
+        SCALE_KEY: scale_kind(model),
         "options": json.dumps(config.model.options),
         "class_names": json.dumps(info.class_names),
     }
@@ -193,6 +195,7 @@ def _create(config: ModelConfig, info: DatasetInfo) -> Segmentor:
             config.name,
             num_classes=info.num_classes,
             in_channels=info.channels,
+            norm=config.norm,
             **config.options,
         )
     except TypeError as error:

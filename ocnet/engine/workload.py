@@ -89,6 +89,11 @@ class Call(ABC):
         """Names of the tensors that the op takes, in order."""
 
     @property
+    def passing(self) -> tuple[str, ...]:
+        """Names of the arguments that nobody keeps but the op, if it does."""
+        return self.arguments
+
+    @property
     @abstractmethod
     def widths(self) -> tuple[int, ...]:
         """Numbers of channels that the sizes name, that of the first argument first."""
@@ -101,6 +106,13 @@ class Call(ABC):
     @abstractmethod
     def io_bytes(self, phase: str) -> int:
         """Return the least bytes a phase must move: inputs read once, results written once."""
+
+    def streamed_bytes(self, phase: str) -> int:
+        """Return the bytes a phase moves where no map stays on chip from one pass to the next.
+
+        More than :meth:`io_bytes` where a phase needs two passes over a map.
+        """
+        return self.io_bytes(phase)
 
     @abstractmethod
     def flops(self, phase: str) -> int:
@@ -126,14 +138,14 @@ class Call(ABC):
         """Return plain values, which :func:`ocnet.engine.measure.call_of` reads."""
         return asdict(self)
 
-    def placed(self, cpu_map: Tensor) -> Tensor:
+    def placed(self, values: Tensor) -> Tensor:
         """Return a map in the device, dtype and layout of the call."""
         dense = torch.channels_last if self.layout == "channels_last" else torch.contiguous_format
-        return cpu_map.to(self.device, self.torch_dtype).contiguous(memory_format=dense)
+        return values.to(self.device, self.torch_dtype).contiguous(memory_format=dense)
 
 
 class Noise:
-    """Maps of a call, from one seed.
+    """Maps of a call, from one seed, drawn where the call runs: large ones take a GPU no time.
 
     Args:
         call: What they are for.
@@ -142,7 +154,7 @@ class Noise:
 
     def __init__(self, call: Call, seed: int) -> None:
         self._call = call
-        self._generator = torch.Generator().manual_seed(seed)
+        self._generator = torch.Generator(call.device).manual_seed(seed)
 
     def plain(self, channels: int, rows: int, columns: int, factor: float = 1) -> Tensor:
         """Return normal noise, as a gradient is."""
@@ -155,8 +167,16 @@ class Noise:
         """
         return self._call.placed(F.leaky_relu_(self._normal(channels, rows, columns), 0.01))
 
+    def vector(self, size: int) -> Tensor:
+        """Return normal noise as parameters are kept: in float32, or float64 beside float64 maps."""
+        dtype = torch.promote_types(self._call.torch_dtype, torch.float32)
+        return self._draw(size).to(dtype)
+
     def _normal(self, *shape: int) -> Tensor:
-        return torch.randn(self._call.N, *shape, generator=self._generator)
+        return self._draw(self._call.N, *shape)
+
+    def _draw(self, *shape: int) -> Tensor:
+        return torch.randn(shape, generator=self._generator, device=self._call.device)
 
 
 @dataclass(frozen=True)
@@ -259,6 +279,10 @@ def _never(workload: Any) -> bool:
     return False
 
 
+def _as_they_are(*tensors: Tensor) -> Sequence[Tensor]:
+    return tensors
+
+
 @dataclass(frozen=True)
 class Form:
     """One way to compute an op.
@@ -270,6 +294,8 @@ class Form:
         refuses: A sentence when the form cannot take a workload, else an empty string.
         builds_matrix: Whether it holds all weights of a workload; used to predict its memory.
         provider: Module with a ``FORMS`` table that has this form, for the fresh process to import.
+        prepare: Makes of the op's tensors those that ``compute`` takes, untimed and before each call:
+            a copy of one that is overwritten, for example.
     """
 
     name: str
@@ -277,9 +303,10 @@ class Form:
     refuses: Callable[[Any], str] = _no_refusal
     builds_matrix: Callable[[Any], bool] = _never
     provider: str = "ocnet.engine.workload"
+    prepare: Callable[..., Sequence[Tensor]] = _as_they_are
 
     def run(self, call: Call, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Compute the outputs of a call on tensors."""
+        """Compute the outputs of a call on prepared tensors."""
         results = self.compute(*tensors, **call.options)
         return (results,) if isinstance(results, Tensor) else tuple(results)
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from ocnet.modules import ABN, BaseOC
+from ocnet.modules import BATCHNORM, BaseOC, Norm
 from ocnet.modules._checks import check_positive
 
 
@@ -23,6 +23,7 @@ class BaseOCHead(nn.Module):
         dropout: Fraction of channels dropped in training.
         sizes: Pooling scale of each object-context block.
         backend: Back end of ``ocnet.ops.oc_attention``.
+        norm: Batch norm, called as ``norm(channels)``; see ``ocnet.modules.norm_layer``.
 
     Source: Yuan and Wang, OCNet (arXiv 1809.00916), Base-OC; the defaults are the published widths.
     """
@@ -37,13 +38,14 @@ class BaseOCHead(nn.Module):
         dropout: float = 0.05,
         sizes: Sequence[int] = (1,),
         backend: str = "auto",
+        norm: Norm = BATCHNORM,
     ) -> None:
         super().__init__()
         check_positive("BaseOCHead", "num_classes", num_classes)
         self.context = nn.Sequential(
             nn.Conv2d(in_channels, channels, 3, padding=1),
-            ABN(channels),
-            BaseOC(channels, channels, key_channels, value_channels, dropout, sizes, backend),
+            norm(channels),
+            BaseOC(channels, channels, key_channels, value_channels, dropout, sizes, backend, norm),
         )
         self.cls = nn.Conv2d(channels, num_classes, 1)
 

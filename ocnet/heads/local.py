@@ -3,7 +3,7 @@
 
 from torch import Tensor, nn
 
-from ocnet.modules import ABN, BaseLocal
+from ocnet.modules import BATCHNORM, BaseLocal, Norm
 from ocnet.modules._checks import check_positive
 
 
@@ -20,6 +20,7 @@ class LocalHead(nn.Module):
         key_channels: Channels of the first factor.
         value_channels: Channels of the second factor; must equal ``key_channels``.
         dropout: Fraction of channels dropped in training.
+        norm: Batch norm, called as ``norm(channels)``; see ``ocnet.modules.norm_layer``.
     """
 
     def __init__(
@@ -30,13 +31,14 @@ class LocalHead(nn.Module):
         key_channels: int = 256,
         value_channels: int = 256,
         dropout: float = 0.05,
+        norm: Norm = BATCHNORM,
     ) -> None:
         super().__init__()
         check_positive("LocalHead", "num_classes", num_classes)
         self.context = nn.Sequential(
             nn.Conv2d(in_channels, channels, 3, padding=1),
-            ABN(channels),
-            BaseLocal(channels, channels, key_channels, value_channels, dropout),
+            norm(channels),
+            BaseLocal(channels, channels, key_channels, value_channels, dropout, norm=norm),
         )
         self.cls = nn.Conv2d(channels, num_classes, 1)
 

@@ -11,6 +11,7 @@ from torch import nn
 from ocnet.heads import AuxiliaryHead, BaseOCHead, FCNHead, LocalHead
 from ocnet.models.backbones import ResNet, TinyEncoder, resnet18, resnet50, resnet101
 from ocnet.models.segmentor import Segmentor
+from ocnet.modules import Norm, name_layers, norm_layer
 from ocnet.modules._checks import check_positive
 
 
@@ -29,9 +30,14 @@ _LIGHT = _Widths(channels=128, key=64, value=64)
 _TINY = _Widths(channels=64, key=32, value=32)
 
 
+def _tiny(in_channels: int, norm: Norm, activation: str) -> TinyEncoder:
+    """Build the tiny encoder, which activates as the heads do whatever the backbones are told."""
+    return TinyEncoder(in_channels, norm=norm)
+
+
 @dataclass(frozen=True)
 class _Recipe:
-    backbone: Callable[[int], ResNet | TinyEncoder]
+    backbone: Callable[[int, Norm, str], ResNet | TinyEncoder]
     head: Literal["baseline", "base_oc", "local"]
     widths: _Widths
     aux: bool
@@ -47,8 +53,8 @@ _RECIPES = {
     "resnet101_baseline": _Recipe(resnet101, "baseline", _FULL, aux=False),
     "resnet101_base_oc": _Recipe(resnet101, "base_oc", _FULL, aux=True),
     "resnet101_local": _Recipe(resnet101, "local", _FULL, aux=True),
-    "tiny_base_oc": _Recipe(TinyEncoder, "base_oc", _TINY, aux=False),
-    "tiny_local": _Recipe(TinyEncoder, "local", _TINY, aux=False),
+    "tiny_base_oc": _Recipe(_tiny, "base_oc", _TINY, aux=False),
+    "tiny_local": _Recipe(_tiny, "local", _TINY, aux=False),
 }
 
 
@@ -69,6 +75,8 @@ def create(
     key_channels: int | None = None,
     value_channels: int | None = None,
     dropout: float = 0.05,
+    norm: str = "batchnorm",
+    backbone_activation: str | None = None,
 ) -> Segmentor:
     """Build a network by name, with fresh parameters.
 
@@ -87,6 +95,13 @@ def create(
         key_channels: Channels of queries and keys; half of the default width by default.
         value_channels: Channels of the values; likewise.
         dropout: Fraction of channels that the heads drop in training.
+        norm: ``batchnorm``; ``inplace_abn``, which keeps only its output for backward;
+            ``inplace_abn_sync``, the same with the statistics of all ranks; or ``syncbn``, torch's,
+            on GPUs. Scales of the in-place norms are ``|weight| + eps``, as published: weights of a
+            network with plain batch norm compute the same only where none is negative.
+        backbone_activation: ``relu`` or ``leaky_relu`` (slope 0.01) in the ResNets. By default
+            ``leaky_relu`` for in-place norms, which cannot invert a ReLU: with ``relu``, as in OCNet's
+            published backbone, they keep two maps, as plain batch norm does.
 
     Raises:
         ValueError: An unknown name, or options that the head does not have.
@@ -113,20 +128,31 @@ def create(
     for argument, number in (("channels", width), ("key_channels", key), ("value_channels", value)):
         check_positive("create", argument, number)
 
-    backbone = recipe.backbone(in_channels)
+    norms = norm_layer(norm)
+    backbone = recipe.backbone(in_channels, norms, _activation(norm, backbone_activation))
     head: nn.Module
     if recipe.head == "base_oc":
         head = BaseOCHead(
-            backbone.out_channels, num_classes, width, key, value, dropout, sizes, backend
+            backbone.out_channels, num_classes, width, key, value, dropout, sizes, backend, norms
         )
     elif recipe.head == "local":
-        head = LocalHead(backbone.out_channels, num_classes, width, key, value, dropout)
+        head = LocalHead(backbone.out_channels, num_classes, width, key, value, dropout, norms)
     else:
-        head = FCNHead(backbone.out_channels, num_classes, width, dropout)
+        head = FCNHead(backbone.out_channels, num_classes, width, dropout, norms)
     aux_head = None
     if recipe.aux if aux is None else aux:
-        aux_head = AuxiliaryHead(backbone.aux_channels, num_classes, width, dropout)
-    return Segmentor(backbone, head, aux_head)
+        aux_head = AuxiliaryHead(backbone.aux_channels, num_classes, width, dropout, norms)
+    model = Segmentor(backbone, head, aux_head)
+    name_layers(model)
+    return model
+
+
+def _activation(norm: str, asked: str | None) -> str:
+    if asked is None:
+        return "leaky_relu" if norm.startswith("inplace") else "relu"
+    if asked not in ("relu", "leaky_relu"):
+        raise ValueError(f"create: backbone_activation must be relu or leaky_relu, got {asked!r}")
+    return asked
 
 
 def _recipe(name: str) -> _Recipe:

@@ -11,6 +11,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from ocnet.modules import ABN, InPlaceABN
 from ocnet.modules.shared_transforms import SharedTransforms, fold_shared_query
 
 # Left by DistributedDataParallel and by torch.compile.
@@ -18,6 +19,8 @@ _WRAPPERS = ("module.", "_orig_mod.")
 # The published networks are flat; theirs are the names of one part of a Segmentor each.
 _PARTS = ("backbone.", "head.", "aux_head.")
 _LINES = 8
+# Metadata of a file, and its values.
+SCALE_KEY, _SIGNED, _MAGNITUDE = "norm_scale", "signed", "magnitudes"
 
 
 @dataclass(frozen=True)
@@ -116,6 +119,7 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str], strict: bool = 
         raise ValueError(
             f"load_weights: path must name a safetensors file, got {os.fspath(path)} ({error})"
         ) from error
+    _check_scales(os.fspath(path), model, state, read_metadata(path).get(SCALE_KEY))
     return _load("load_weights: path", os.fspath(path), model, state, strict)
 
 
@@ -180,8 +184,33 @@ def _load(
     return report
 
 
+def scale_kind(model: nn.Module) -> str:
+    """Return how the norms of a network read the sign of a weight: they use it, or its magnitude."""
+    by_magnitude = (
+        isinstance(m, InPlaceABN) and m.scale_mode == "abs_eps" for m in model.modules()
+    )
+    return _MAGNITUDE if any(by_magnitude) else _SIGNED
+
+
+def _check_scales(
+    source: str, model: nn.Module, state: Mapping[str, Tensor], kind: str | None
+) -> None:
+    """Refuse negative weights of norms for a network that reads their sign in another way."""
+    if kind is None or kind == scale_kind(model):
+        return
+    own = [_unwrapped(n) for n, m in model.named_modules() if isinstance(m, ABN)]
+    given = {_unwrapped(name): value for name, value in state.items()}
+    names = [n for n in own if bool((given.get(f"{n}.weight", torch.zeros(1)) < 0).any())]
+    if names:
+        raise ValueError(
+            f"load_weights: path must have no negative weights of norms for a network that reads them "
+            f"as {scale_kind(model)}, got {source}, saved by one that reads them as {kind}, with some "
+            f"in {', '.join(names[:_LINES])}; build the network with the norm it was trained with"
+        )
+
+
 def _is_counter(name: str) -> bool:
-    """Tell a counter of batch norms other than ``ABN``, which changes no result."""
+    """Tell a counter of batches, which changes no result."""
     return name.endswith(".num_batches_tracked")
 
 

@@ -3,7 +3,7 @@
 
 from torch import nn
 
-from ocnet.modules.abn import ABN
+from ocnet.modules.norms import Norm
 
 # The published block runs its shared key transform twice in a training step, once as query and once
 # as key, on the same map: two updates of the running statistics by the same batch statistics. Here
@@ -12,10 +12,10 @@ _PUBLISHED_MOMENTUM = 0.1
 SHARED_MOMENTUM = 1 - (1 - _PUBLISHED_MOMENTUM) ** 2
 
 
-def key_transform(in_channels: int, key_channels: int) -> nn.Sequential:
+def key_transform(in_channels: int, key_channels: int, norm: Norm) -> nn.Sequential:
     """Return the transform of the queries and keys: 1x1 convolution, batch norm, leaky ReLU."""
     return nn.Sequential(
-        nn.Conv2d(in_channels, key_channels, 1), ABN(key_channels, momentum=SHARED_MOMENTUM)
+        nn.Conv2d(in_channels, key_channels, 1), norm(key_channels, momentum=SHARED_MOMENTUM)
     )
 
 
@@ -28,16 +28,16 @@ def output_transform(value_channels: int, out_channels: int) -> nn.Conv2d:
     return transform
 
 
-def conv_abn(in_channels: int, out_channels: int, bias: bool) -> nn.Sequential:
+def conv_abn(in_channels: int, out_channels: int, bias: bool, norm: Norm) -> nn.Sequential:
     """Return a 1x1 convolution with its batch norm and leaky ReLU."""
-    return nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, bias=bias), ABN(out_channels))
+    return nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, bias=bias), norm(out_channels))
 
 
 def context_fusion(
-    channels: int, out_channels: int, dropout: float, bias: bool = True
+    channels: int, out_channels: int, dropout: float, norm: Norm, bias: bool = True
 ) -> nn.Sequential:
-    """Return what follows on contexts and features joined: 1x1 convolution, ``ABN``, dropout."""
+    """Return what follows on contexts and features joined: 1x1 convolution, norm, dropout."""
     return nn.Sequential(
-        *conv_abn(channels, out_channels, bias),
+        *conv_abn(channels, out_channels, bias, norm),
         nn.Dropout2d(dropout),
     )

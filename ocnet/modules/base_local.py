@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from ocnet.modules._transforms import context_fusion
 from ocnet.modules.local_context import LocalContext
+from ocnet.modules.norms import BATCHNORM, Norm
 
 
 class BaseLocal(nn.Module):
@@ -20,6 +21,7 @@ class BaseLocal(nn.Module):
         value_channels: Channels of ``f_value``; must equal ``key_channels``.
         dropout: Fraction of channels dropped in training.
         window: Edge of the window, in pixels; odd.
+        norm: Batch norm, called as ``norm(channels)``; see ``ocnet.modules.norm_layer``.
     """
 
     def __init__(
@@ -30,12 +32,15 @@ class BaseLocal(nn.Module):
         value_channels: int,
         dropout: float = 0.05,
         window: int = 5,
+        norm: Norm = BATCHNORM,
     ) -> None:
         super().__init__()
         self.stages = nn.ModuleList(
-            [LocalContext(in_channels, key_channels, value_channels, out_channels, window)]
+            [LocalContext(in_channels, key_channels, value_channels, out_channels, window, norm)]
         )
-        self.conv_bn_dropout = context_fusion(out_channels + in_channels, out_channels, dropout)
+        self.conv_bn_dropout = context_fusion(
+            out_channels + in_channels, out_channels, dropout, norm
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``(N, out_channels, H, W)`` of features ``(N, C, H, W)``."""

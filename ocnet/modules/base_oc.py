@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ocnet.modules._checks import check_positive
 from ocnet.modules._transforms import context_fusion
+from ocnet.modules.norms import BATCHNORM, Norm
 from ocnet.modules.object_context import ObjectContext
 
 
@@ -24,6 +25,7 @@ class BaseOC(nn.Module):
         dropout: Fraction of channels dropped in training.
         sizes: Pooling scale of each block.
         backend: Back end of ``ocnet.ops.oc_attention``.
+        norm: Batch norm, called as ``norm(channels)``; see ``ocnet.modules.norm_layer``.
 
     Raises:
         ValueError: Empty ``sizes``, or an entry below 1.
@@ -41,6 +43,7 @@ class BaseOC(nn.Module):
         dropout: float = 0.05,
         sizes: Sequence[int] = (1,),
         backend: str = "auto",
+        norm: Norm = BATCHNORM,
     ) -> None:
         super().__init__()
         if len(sizes) == 0:
@@ -48,10 +51,14 @@ class BaseOC(nn.Module):
         for size in sizes:
             check_positive("BaseOC", "sizes", size)
         self.stages = nn.ModuleList(
-            ObjectContext(in_channels, key_channels, value_channels, out_channels, size, backend)
+            ObjectContext(
+                in_channels, key_channels, value_channels, out_channels, size, backend, norm
+            )
             for size in sizes
         )
-        self.conv_bn_dropout = context_fusion(out_channels + in_channels, out_channels, dropout)
+        self.conv_bn_dropout = context_fusion(
+            out_channels + in_channels, out_channels, dropout, norm
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``(N, out_channels, H, W)`` of features ``(N, C, H, W)``."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ocnet.modules._checks import check_positive
 from ocnet.modules._transforms import context_fusion, conv_abn
+from ocnet.modules.norms import BATCHNORM, Norm
 from ocnet.modules.points import rescale_points
 from ocnet.ops import Blocks, Partition, Strided, attention_rows, partitioned_attention
 
@@ -28,6 +29,7 @@ class SelfAttention(nn.Module):
         out_channels: Channels of the output.
         partition: The groups.
         backend: Back end of ``ocnet.ops.partitioned_attention``.
+        norm: Batch norm, called as ``norm(channels)``; see ``ocnet.modules.norm_layer``.
 
     Source: the attention unit of the published code of ISA (arXiv 1907.12273). Key names are those of
     that code: ``f_key.0`` to ``.3``, ``f_query.0`` to ``.3``, ``f_value``, ``W.0``, ``.1``. Weights start
@@ -42,14 +44,15 @@ class SelfAttention(nn.Module):
         out_channels: int,
         partition: Partition,
         backend: str = "auto",
+        norm: Norm = BATCHNORM,
     ) -> None:
         super().__init__()
         self.partition = partition
         self.backend = backend
-        self.f_key = _two_layers(in_channels, key_channels)
-        self.f_query = _two_layers(in_channels, key_channels)
+        self.f_key = _two_layers(in_channels, key_channels, norm)
+        self.f_query = _two_layers(in_channels, key_channels, norm)
         self.f_value = nn.Conv2d(in_channels, value_channels, 1, bias=False)
-        self.W = conv_abn(value_channels, out_channels, bias=False)
+        self.W = conv_abn(value_channels, out_channels, bias=False, norm=norm)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``(N, out_channels, H, W)`` of features ``(N, C, H, W)``."""
@@ -87,6 +90,7 @@ class InterlacedContext(nn.Module):
         out_channels: Channels of the output, and between the steps.
         down_factor: ``(h, w)``, rows and columns of a block.
         backend: Back end of ``ocnet.ops.partitioned_attention``.
+        norm: Batch norm, called as ``norm(channels)``; see ``ocnet.modules.norm_layer``.
 
     Raises:
         ValueError: A factor below 1, or not two of them.
@@ -103,6 +107,7 @@ class InterlacedContext(nn.Module):
         out_channels: int,
         down_factor: Sequence[int] = (8, 8),
         backend: str = "auto",
+        norm: Norm = BATCHNORM,
     ) -> None:
         super().__init__()
         if len(down_factor) != 2:
@@ -112,8 +117,8 @@ class InterlacedContext(nn.Module):
         h, w = (check_positive("InterlacedContext", "down_factor", each) for each in down_factor)
         self.down_factor = h, w
         widths = key_channels, value_channels, out_channels
-        self.long_range_sa = SelfAttention(in_channels, *widths, Strided(h, w), backend)
-        self.short_range_sa = SelfAttention(out_channels, *widths, Blocks(h, w), backend)
+        self.long_range_sa = SelfAttention(in_channels, *widths, Strided(h, w), backend, norm)
+        self.short_range_sa = SelfAttention(out_channels, *widths, Blocks(h, w), backend, norm)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``(N, out_channels, H, W)`` of features ``(N, C, H, W)``."""
@@ -185,6 +190,7 @@ class ISA(nn.Module):
         dropout: Fraction of channels dropped in training.
         down_factors: ``(h, w)`` of each block.
         backend: Back end of ``ocnet.ops.partitioned_attention``.
+        norm: Batch norm, called as ``norm(channels)``; see ``ocnet.modules.norm_layer``.
 
     Raises:
         ValueError: No factors, or one that is not two integers of at least 1.
@@ -207,24 +213,26 @@ class ISA(nn.Module):
         dropout: float = 0.05,
         down_factors: Sequence[Sequence[int]] = ((8, 8),),
         backend: str = "auto",
+        norm: Norm = BATCHNORM,
     ) -> None:
         super().__init__()
         if len(down_factors) == 0:
             raise ValueError("ISA: down_factors must name at least one block, got none")
         self.stages = nn.ModuleList(
             InterlacedContext(
-                in_channels, key_channels, value_channels, out_channels, factor, backend
+                in_channels, key_channels, value_channels, out_channels, factor, backend, norm
             )
             for factor in down_factors
         )
         width = len(down_factors) * out_channels
         self.up_conv: nn.Module | None = None
         if len(down_factors) > 1:
-            self.up_conv = conv_abn(in_channels, width, bias=False)
+            self.up_conv = conv_abn(in_channels, width, bias=False, norm=norm)
         self.conv_bn = context_fusion(
             width + (in_channels if self.up_conv is None else width),
             out_channels,
             dropout,
+            norm,
             bias=False,
         )
 
@@ -240,8 +248,8 @@ class ISA(nn.Module):
         return [cast(InterlacedContext, stage).attention_rows(x, points) for stage in self.stages]
 
 
-def _two_layers(in_channels: int, key_channels: int) -> nn.Sequential:
+def _two_layers(in_channels: int, key_channels: int, norm: Norm) -> nn.Sequential:
     return nn.Sequential(
-        *conv_abn(in_channels, key_channels, bias=False),
-        *conv_abn(key_channels, key_channels, bias=False),
+        *conv_abn(in_channels, key_channels, bias=False, norm=norm),
+        *conv_abn(key_channels, key_channels, bias=False, norm=norm),
     )

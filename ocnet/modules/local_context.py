@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from ocnet.modules._checks import check_positive
 from ocnet.modules._transforms import key_transform, output_transform
+from ocnet.modules.norms import BATCHNORM, Norm
 
 
 class LocalContext(nn.Module):
@@ -22,6 +23,7 @@ class LocalContext(nn.Module):
             multiplied.
         out_channels: Channels of the output; ``in_channels`` when absent.
         window: Edge of the window, in pixels; odd.
+        norm: Batch norm, called as ``norm(channels)``; see ``ocnet.modules.norm_layer``.
 
     Raises:
         ValueError: Unequal channels of key and value, or an even window.
@@ -34,6 +36,7 @@ class LocalContext(nn.Module):
         value_channels: int,
         out_channels: int | None = None,
         window: int = 5,
+        norm: Norm = BATCHNORM,
     ) -> None:
         super().__init__()
         if key_channels != value_channels:
@@ -44,7 +47,7 @@ class LocalContext(nn.Module):
         if check_positive("LocalContext", "window", window) % 2 == 0:
             raise ValueError(f"LocalContext: window must be odd, got {window}")
         self.window = window
-        self.f_key = key_transform(in_channels, key_channels)
+        self.f_key = key_transform(in_channels, key_channels, norm)
         self.f_value = nn.Conv2d(in_channels, value_channels, 1)
         self.W = output_transform(
             value_channels, in_channels if out_channels is None else out_channels

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ocnet.modules._checks import check_positive
+from ocnet.modules.norms import BATCHNORM, Norm
 from ocnet.modules.points import rescale_points
 from ocnet.modules.shared_transforms import SharedTransforms
 from ocnet.ops import attention_rows, oc_attention
@@ -26,6 +27,7 @@ class ObjectContext(SharedTransforms):
         out_channels: Channels of the output; ``in_channels`` when absent.
         scale: Edge of the max-pooling window, in pixels; 1 for none.
         backend: Back end of ``ocnet.ops.oc_attention``.
+        norm: Batch norm, called as ``norm(channels)``; see ``ocnet.modules.norm_layer``.
 
     Source: Yuan and Wang, OCNet (arXiv 1809.00916), object context pooling with a shared transform.
     """
@@ -38,10 +40,11 @@ class ObjectContext(SharedTransforms):
         out_channels: int | None = None,
         scale: int = 1,
         backend: str = "auto",
+        norm: Norm = BATCHNORM,
     ) -> None:
         if out_channels is None:
             out_channels = in_channels
-        super().__init__(in_channels, key_channels, value_channels, out_channels)
+        super().__init__(in_channels, key_channels, value_channels, out_channels, norm)
         self.scale = check_positive("ObjectContext", "scale", scale)
         self.backend = backend
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ocnet.modules._checks import check_positive
 from ocnet.modules._transforms import context_fusion, conv_abn
+from ocnet.modules.norms import BATCHNORM, Norm
 from ocnet.modules.shared_transforms import SharedTransforms
 from ocnet.ops import Grid, attention_rows, pyramid_attention
 
@@ -30,6 +31,7 @@ class PyramidOC(nn.Module):
         dropout: Fraction of channels dropped in training.
         sizes: Cells to a side, of each block.
         backend: Back end of ``ocnet.ops.pyramid_attention``.
+        norm: Batch norm, called as ``norm(channels)``; see ``ocnet.modules.norm_layer``.
 
     Raises:
         ValueError: Empty ``sizes``, or an entry below 1.
@@ -53,6 +55,7 @@ class PyramidOC(nn.Module):
         dropout: float = 0.05,
         sizes: Sequence[int] = (1, 2, 3, 6),
         backend: str = "auto",
+        norm: Norm = BATCHNORM,
     ) -> None:
         super().__init__()
         if len(sizes) == 0:
@@ -60,11 +63,12 @@ class PyramidOC(nn.Module):
         self.sizes = [check_positive("PyramidOC", "sizes", size) for size in sizes]
         self.backend = backend
         self.stages = nn.ModuleList(
-            SharedTransforms(in_channels, key_channels, value_channels, out_channels) for _ in sizes
+            SharedTransforms(in_channels, key_channels, value_channels, out_channels, norm)
+            for _ in sizes
         )
         width = len(sizes) * out_channels
-        self.up_dr = conv_abn(in_channels, width, bias=True)
-        self.conv_bn_dropout = context_fusion(2 * width, out_channels, dropout)
+        self.up_dr = conv_abn(in_channels, width, bias=True, norm=norm)
+        self.conv_bn_dropout = context_fusion(2 * width, out_channels, dropout, norm)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``(N, out_channels, H, W)`` of features ``(N, C, H, W)``."""

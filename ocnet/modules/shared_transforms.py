@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from ocnet.modules._transforms import key_transform, output_transform
+from ocnet.modules.norms import BATCHNORM, Norm
 
 
 class SharedTransforms(nn.Module):
@@ -18,6 +19,7 @@ class SharedTransforms(nn.Module):
         key_channels: Channels of queries and keys.
         value_channels: Channels of the values.
         out_channels: Channels of the output.
+        norm: Batch norm, called as ``norm(channels)``; see ``ocnet.modules.norm_layer``.
 
     Note:
         The batch norm of ``f_key`` has momentum 0.19. The published code evaluates the shared
@@ -27,10 +29,15 @@ class SharedTransforms(nn.Module):
     """
 
     def __init__(
-        self, in_channels: int, key_channels: int, value_channels: int, out_channels: int
+        self,
+        in_channels: int,
+        key_channels: int,
+        value_channels: int,
+        out_channels: int,
+        norm: Norm = BATCHNORM,
     ) -> None:
         super().__init__()
-        self.f_key = key_transform(in_channels, key_channels)
+        self.f_key = key_transform(in_channels, key_channels, norm)
         self.f_value = nn.Conv2d(in_channels, value_channels, 1)
         self.W = output_transform(value_channels, out_channels)
 

@@ -3,6 +3,7 @@
 
 from ocnet.ops._backends import Explanation, explain
 from ocnet.ops.checkpointing import keep_outputs_policy
+from ocnet.ops.inplace_abn import inplace_abn
 from ocnet.ops.oc_attention import (
     attention_entropy,
     attention_mass,
@@ -29,6 +30,7 @@ __all__ = [
     "attention_mass",
     "attention_rows",
     "explain",
+    "inplace_abn",
     "keep_outputs_policy",
     "oc_attention",
     "partitioned_attention",

@@ -53,14 +53,16 @@ class NativeBackend(Generic[P]):
 
     def forward(self, call: tuple[Any, ...]) -> None:
         """Write the outputs of the call, whose fields are in the order of the native schema."""
-        self._native("fwd")(*call)
+        self.run("fwd", call)
 
     def backward(self, call: tuple[Any, ...]) -> None:
         """Write the gradients that are not ``None``."""
-        self._native("bwd")(*call)
+        self.run("bwd", call)
 
-    def _native(self, direction: str) -> Any:
-        return getattr(getattr(torch.ops, f"ocnet_{self._half}"), f"{self._op}_{direction}")
+    def run(self, step: str, call: tuple[Any, ...]) -> None:
+        """Call ``<op>_<step>``, of an op that has more steps than two."""
+        library = getattr(torch.ops, f"ocnet_{self._half}")
+        getattr(library, f"{self._op}_{step}")(*call)
 
 
 def _refuse_old(device: torch.device) -> Support | None:

@@ -7,6 +7,7 @@
 
 namespace py = pybind11;
 
+void bind_abn(py::module_& module);
 void bind_common(py::module_& module);
 void bind_probes(py::module_& module);
 
@@ -14,8 +15,9 @@ PYBIND11_MODULE(ocnet_emulator, module) {
   using namespace ocnet::emulator;
   module.def(
       "configure",
-      [](uint64_t seed, size_t shared_limit, int64_t traced_block, int multiprocessors) {
-        settings() = {seed, shared_limit, traced_block, multiprocessors};
+      [](uint64_t seed, size_t shared_limit, int64_t traced_block, int multiprocessors,
+         bool clusters) {
+        settings() = {seed, shared_limit, traced_block, multiprocessors, clusters};
         launch_records().clear();
         trace_lines().clear();
         detach_all();
@@ -23,6 +25,7 @@ PYBIND11_MODULE(ocnet_emulator, module) {
       py::arg("seed") = Settings{}.seed, py::arg("shared_limit") = Settings{}.shared_limit,
       py::arg("traced_block") = Settings{}.traced_block,
       py::arg("multiprocessors") = Settings{}.multiprocessors,
+      py::arg("clusters") = Settings{}.clusters,
       "Sets how later launches run, and forgets those before.");
   py::class_<LaunchRecord>(module, "LaunchRecord")
       .def_readonly("kernel", &LaunchRecord::kernel)
@@ -39,6 +42,7 @@ PYBIND11_MODULE(ocnet_emulator, module) {
       },
       "Lets kernels touch memory of the caller until the next launch of a tensor op.");
   module.def("detach_all", &detach_all);
+  bind_abn(module);
   bind_common(module);
   bind_probes(module);
 }

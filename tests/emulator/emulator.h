@@ -37,6 +37,7 @@ struct Settings {
   size_t shared_limit = 227 * 1024;  // sm_90
   int64_t traced_block = -1;
   int multiprocessors = 132;  // H100, H200
+  bool clusters = true;       // from sm_90 on
 };
 
 struct LaunchRecord {

@@ -97,6 +97,8 @@ Machine::Machine(const Launch& launch, void (*run)(const void*), const void* con
           "at most " + std::to_string(settings().shared_limit) +
               " bytes of shared memory, the device's limit, got " +
               std::to_string(launch.shared_bytes));
+  require(launch.cluster_blocks == 1 || settings().clusters,
+          "clusters of 1, before sm_90, got " + std::to_string(launch.cluster_blocks));
   require(launch.cluster_blocks >= 1 && launch.cluster_blocks <= 8 &&
               launch.blocks % launch.cluster_blocks == 0,
           "clusters of 1 to 8 that divide its blocks, got " +
@@ -396,6 +398,7 @@ void launch(const Launch& launch, void (*run)(const void*), const void* context)
 
 size_t shared_limit() { return settings().shared_limit; }
 int multiprocessors() { return settings().multiprocessors; }
+bool has_clusters() { return settings().clusters; }
 
 void attach(const char* name, const void* data, size_t bytes, bool writable) {
   GlobalBuffer buffer;

@@ -25,6 +25,14 @@ def test_no_schedule_changes_a_bit(emulated, case):
     assert all(same_bits(results[0][index], results[1][index]) for index in trial.expected)
 
 
+def test_a_device_before_sm_90_has_no_clusters(emulated):
+    alone, together = (c for c in CASES if c.probe == "cluster" and str(c)[-1] in "12")
+    emulated.module.configure(clusters=False)
+    check(alone.trial(), emulated, alone.trial().run(emulated, alone.probe))
+    with pytest.raises(RuntimeError, match="launched with clusters of 1, before sm_90, got 2"):
+        together.trial().run(emulated, together.probe)
+
+
 def test_every_probe_has_a_case(emulator):
     assert set(emulator.primitive_probe_names()) == {case.probe for case in CASES}
 

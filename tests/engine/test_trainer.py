@@ -17,6 +17,7 @@ from torch import Tensor
 from ocnet.engine.config import RunConfig, load_config, parse_config
 from ocnet.engine.run import load_run, pick_device
 from ocnet.engine.trainer import TrainResult, _Meter, train, use_bf16
+from ocnet.modules import ABN, norm_layer
 
 # Two samples of 32 pixels at a time: a step takes some milliseconds.
 SMALL = (
@@ -416,3 +417,22 @@ def test_training_on_a_gpu(tmp_path: Path, precision: str) -> None:
     assert next(result.model.parameters()).is_cuda
     assert [record["step"] for record in result.history] == [1, 2, 3, 4, 5, 6]
     assert int(result.evaluation.confusion.counts.sum()) == 2 * 32 * 32
+
+
+@pytest.mark.parametrize("norm", ["inplace_abn", "inplace_abn_sync", "syncbn"])
+def test_every_norm_trains_and_comes_back(tmp_path: Path, norm: str) -> None:
+    result = train(config(tmp_path / "run", f"--model.norm={norm}"))
+    losses = [record["loss"] for record in result.history if "loss" in record]
+    assert all(np.isfinite(losses))
+    layers = [m for m in result.model.modules() if isinstance(m, ABN)]
+    assert {type(layer) for layer in layers} == {norm_layer(norm).func}
+    assert all((layer.running_mean != 0).any() for layer in layers)
+    again = load_run(tmp_path / "run", "cpu")
+    assert_equal(dict(again.model.state_dict()), dict(result.model.state_dict()))
+
+
+def test_norm_is_an_option_of_its_own(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"model\.options must leave norm to model.norm"):
+        config(tmp_path, "--model.options.norm=inplace_abn")
+    with pytest.raises(ValueError, match=r"model\.norm must be batchnorm or inplace_abn"):
+        config(tmp_path, "--model.norm=groupnorm")

@@ -70,9 +70,11 @@ def test_dilation_in_every_block(name: str) -> None:
         assert set(strides[1:]) == {(1, 1)}
 
 
-def test_batch_norms_are_linear_and_relus_their_own() -> None:
+def test_norms_activate_but_those_of_shortcuts() -> None:
     net = resnet18().eval()
-    assert {m.activation for m in net.modules() if isinstance(m, ABN)} == {"identity"}
+    named = {n: m.activation for n, m in net.named_modules() if isinstance(m, ABN)}
+    assert {a for n, a in named.items() if "downsample" in n} == {"identity"}
+    assert {a for n, a in named.items() if "downsample" not in n} == {"relu"}
     aux, out = net(torch.randn(1, 3, 33, 33))
     for features in (aux, out):
         assert float(features.detach().min()) == 0
@@ -90,13 +92,16 @@ def test_a_silent_block_is_its_shortcut(stride: int) -> None:
 
 
 def test_norm_and_channels_are_the_callers() -> None:
-    def norm(channels: int, activation: str) -> nn.Module:
-        assert activation == "identity"
-        return nn.GroupNorm(2, channels)
+    asked = []
 
-    net = ResNet(BasicBlock, (1, 1, 1, 1), norm=norm, in_channels=5)
+    def norm(channels: int, activation: str) -> nn.Module:
+        asked.append(activation)
+        return ABN(channels, activation=activation, eps=0.5)
+
+    net = ResNet(BasicBlock, (1, 1, 1, 1), norm=norm, in_channels=5, activation="leaky_relu")
     assert net(torch.randn(1, 5, 32, 40)).out.shape == (1, 512, 5, 6)
-    assert not any(isinstance(m, ABN) for m in net.modules())
+    assert {m.eps for m in net.modules() if isinstance(m, ABN)} == {0.5}
+    assert set(asked) == {"identity", "leaky_relu"}
 
 
 def test_every_parameter_of_resnet18_learns() -> None:

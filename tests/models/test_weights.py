@@ -10,7 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from ocnet.models import create
-from ocnet.models.weights import load_state, load_weights, read_metadata, save_weights
+from ocnet.models.weights import (
+    SCALE_KEY,
+    load_state,
+    load_weights,
+    read_metadata,
+    save_weights,
+    scale_kind,
+)
 from ocnet.modules import ObjectContext
 
 SHARED = "head.context.2.stages.0.f_key."
@@ -213,3 +220,24 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="folder"):
         save_weights(network(), tmp_path / "folder", {})
     assert [p.name for p in tmp_path.iterdir()] == ["folder"]
+
+
+def test_signs_of_scales_are_not_lost_unseen(tmp_path: Path) -> None:
+    """Plain batch norm uses the sign of a weight, the in-place norms its magnitude."""
+    path = tmp_path / "weights.safetensors"
+    plain = create("tiny_local", 5)
+    inplace = create("tiny_local", 5, norm="inplace_abn")
+    save_weights(plain, path, {SCALE_KEY: scale_kind(plain)})
+    assert load_weights(inplace, path).ok
+    with torch.no_grad():
+        plain.backbone.layers[1][1].weight[3] = -0.5
+    save_weights(plain, path, {SCALE_KEY: scale_kind(plain)})
+    before = clone(inplace)
+    with pytest.raises(ValueError, match=r"no negative weights .* in backbone.layers.1.1; build"):
+        load_weights(inplace, path)
+    assert_equal(clone(inplace), before)
+    # What was trained with magnitudes may have any sign, and so may what says nothing.
+    save_weights(plain, path, {SCALE_KEY: scale_kind(inplace)})
+    assert load_weights(inplace, path).ok
+    save_weights(plain, path, {})
+    assert load_weights(inplace, path).ok

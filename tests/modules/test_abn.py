@@ -1,11 +1,22 @@
 # SPDX-License-Identifier: MIT
 """ABN against torch's batch norm and activations, its state, and its refusals."""
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from ocnet.modules import ABN
+from ocnet.modules import (
+    ABN,
+    ACT_ELU,
+    ACT_LEAKY_RELU,
+    ACT_NONE,
+    ACT_RELU,
+    InPlaceABN,
+    InPlaceABNSync,
+)
 
 ACTIVATIONS = {
     "leaky_relu": nn.LeakyReLU(0.3),
@@ -42,9 +53,7 @@ def step(layer: nn.Module, x: Tensor) -> list[Tensor]:
 def test_is_batch_norm_then_activation(activation: str, rank: int, training: bool) -> None:
     layer = randomised(ABN(4, activation=activation, activation_param=0.3)).train(training)
     norm = NORMS[rank](4)
-    norm.load_state_dict(
-        {**layer.state_dict(), "num_batches_tracked": torch.tensor(0)}, strict=True
-    )
+    norm.load_state_dict(layer.state_dict(), strict=True)
     plain = nn.Sequential(norm, ACTIVATIONS[activation]).train(training)
     x = torch.randn(SHAPES[rank])
     got = [*step(layer, x), layer.weight.grad, layer.bias.grad]
@@ -97,8 +106,87 @@ def test_attributes_are_read_in_the_call() -> None:
 
 
 def test_state_keys() -> None:
-    assert list(ABN(3).state_dict()) == ["weight", "bias", "running_mean", "running_var"]
-    assert list(ABN(3, affine=False).state_dict()) == ["running_mean", "running_var"]
+    running = ["running_mean", "running_var", "num_batches_tracked"]
+    assert list(ABN(3).state_dict()) == ["weight", "bias", *running]
+    assert list(ABN(3).state_dict()) == list(nn.BatchNorm2d(3).state_dict())
+    assert list(ABN(3, affine=False).state_dict()) == running
+    assert list(ABN(3, track_running_stats=False).state_dict()) == ["weight", "bias"]
+    assert list(ABN(3, affine=False, track_running_stats=False).state_dict()) == []
+    assert list(ABN(3, count_batches=False).state_dict()) == [
+        "weight", "bias", "running_mean", "running_var",
+    ]  # fmt: skip
+
+
+def test_a_state_without_the_counter_counts_from_0() -> None:
+    layer = ABN(3)
+    layer(torch.randn(2, 3, 4))
+    state = {n: v for n, v in layer.state_dict().items() if n != "num_batches_tracked"}
+    layer.load_state_dict(state)
+    assert layer.num_batches_tracked.item() == 0
+
+
+def test_the_counter_is_moved_and_not_replaced() -> None:
+    layer = ABN(3)
+    before = layer.num_batches_tracked
+    for _ in range(3):
+        layer(torch.randn(2, 3, 4))
+    layer.eval()(torch.randn(2, 3, 4))
+    assert layer.num_batches_tracked is before
+    assert before.item() == 3
+
+
+def test_momentum_of_none_is_the_average_of_all_batches() -> None:
+    layer, norm = ABN(3, momentum=None, activation="identity"), nn.BatchNorm1d(3, momentum=None)
+    for _ in range(3):
+        x = torch.randn(5, 3, 4)
+        torch.testing.assert_close(layer(x), norm(x))
+    torch.testing.assert_close(layer.running_mean, norm.running_mean)
+    torch.testing.assert_close(layer.running_var, norm.running_var)
+
+
+def test_without_running_statistics_evaluation_takes_its_batch() -> None:
+    layer, x = ABN(3, track_running_stats=False, activation="identity").eval(), torch.randn(4, 3, 5)
+    assert torch.equal(layer(x), nn.BatchNorm1d(3, track_running_stats=False).eval()(x))
+
+
+@pytest.mark.parametrize("narrow", ["half", "bfloat16"])
+def test_narrow_layers_keep_wide_statistics(narrow: str) -> None:
+    layer = randomised(ABN(4))
+    mean = layer.running_mean.clone()
+    getattr(layer, narrow)()
+    assert layer.weight.dtype.itemsize == 2
+    assert layer.running_mean.dtype == torch.float32
+    assert torch.equal(layer.running_mean, mean)
+    x = torch.randn(3, 4, 5).to(layer.weight.dtype)
+    assert layer(x).dtype == layer.eval()(x).dtype == x.dtype
+    assert layer.double().running_mean.dtype == torch.float64
+
+
+def test_spellings_of_old_versions() -> None:
+    layer = ABN(2, slope=0.2, activation=ACT_LEAKY_RELU)
+    assert layer.activation_param == 0.2
+    assert (ACT_ELU, ACT_RELU, ACT_NONE) == ("elu", "relu", "none")
+
+
+def test_frozen_layers_do_not_learn_or_move() -> None:
+    layer = randomised(ABN(3)).freeze().train()
+    x = torch.randn(4, 3, 5, requires_grad=True)
+    before = layer.running_mean.clone()
+    want = copy.deepcopy(layer).eval()(x)
+    assert torch.equal(layer(x), want)
+    layer(x).sum().backward()
+    assert layer.weight.grad is None
+    assert torch.equal(layer.running_mean, before)
+    layer.unfreeze()(x)
+    assert not torch.equal(layer.running_mean, before)
+    with pytest.raises(ValueError, match="ABN: track_running_stats must be true to freeze"):
+        ABN(3, track_running_stats=False).freeze()
+
+
+def test_checkpointing_moves_the_statistics_once() -> None:
+    layer, x = ABN(3), torch.randn(4, 3, 5, requires_grad=True)
+    checkpoint(lambda x: layer(x * 2) * 3, x, use_reentrant=False).sum().backward()
+    torch.testing.assert_close(layer.running_mean, 0.2 * x.detach().mean((0, 2)))
 
 
 @pytest.mark.parametrize("inside", [False, True], ids=["alone", "inside"])
@@ -139,9 +227,11 @@ def test_repr_names_activation_and_parameter() -> None:
 
 
 def test_order_of_the_constructor() -> None:
-    layer = ABN(2, 1e-3, 0.2, False, "elu", 0.5)
-    got = (layer.num_features, layer.eps, layer.momentum, layer.affine, layer.activation)
-    assert (*got, layer.activation_param) == (2, 1e-3, 0.2, False, "elu", 0.5)
+    for kind in (ABN, InPlaceABN, InPlaceABNSync):
+        layer = kind(2, 1e-3, 0.2, False, False, "elu", 0.5)
+        got = (layer.num_features, layer.eps, layer.momentum, layer.affine)
+        rest = (layer.track_running_stats, layer.activation, layer.activation_param)
+        assert (*got, *rest) == (2, 1e-3, 0.2, False, False, "elu", 0.5)
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 1, 1), (0, 3, 4, 4)], ids=["one", "none"])

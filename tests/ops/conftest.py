@@ -6,6 +6,8 @@ import torch
 
 from ocnet.ops import _extension
 from ocnet.ops._backends import SUPPORTED
+from ocnet.ops.inplace_abn import cuda_backend as abn_cuda
+from ocnet.ops.inplace_abn.problem import refuse_common as refuse_abn
 from ocnet.ops.oc_attention import cuda_backend as attention_cuda
 from ocnet.ops.oc_attention.problem import refuse_common as refuse_attention
 from ocnet.ops.partitioned_attention import cuda_backend as partition_cuda
@@ -46,6 +48,7 @@ def _emulated_cuda_backend(emulator, monkeypatch: pytest.MonkeyPatch) -> None:
         (attention_cuda, refuse_attention),
         (partition_cuda, refuse_partition),
         (gather_cuda, refuse_gather),
+        (abn_cuda, refuse_abn),
     ):
         monkeypatch.setattr(backend._BACKEND, "_half", "emulated")
         monkeypatch.setattr(

@@ -14,7 +14,13 @@ HERE = Path(__file__).parent
 @pytest.mark.triton
 @pytest.mark.parametrize(
     "cases",
-    ["triton_interpreter_cases.py", "triton_partition_cases.py", "triton_gather_cases.py"],
+    [
+        "triton_interpreter_cases.py",
+        "triton_partition_cases.py",
+        "triton_gather_cases.py",
+        "triton_abn_cases.py",
+        pytest.param("triton_abn_more_cases.py", marks=pytest.mark.slow),
+    ],
 )
 def test_kernels_in_the_interpreter(cases: str) -> None:
     run = subprocess.run(

@@ -102,17 +102,18 @@ def _source(kernel: Any, arguments: dict[str, Any]) -> Any:
 
     constants, attributes = {}, {}
 
-    def kind(given: Any, path: tuple[int, ...], constant: bool) -> Any:
+    def kind(given: Any, path: tuple[int, ...], constant: bool, any_size: bool) -> Any:
         if isinstance(given, tuple):
-            return tuple(kind(each, (*path, i), False) for i, each in enumerate(given))
-        if constant or given is None or (isinstance(given, int) and given == 1):
+            return tuple(kind(each, (*path, i), False, any_size) for i, each in enumerate(given))
+        size = isinstance(given, int) and not any_size
+        if constant or given is None or (size and given == 1):
             constants[path] = given
             return "constexpr"
         if hasattr(given, "block_shape"):
             return f"tensordesc<{TYPES[given.base.dtype]}{given.block_shape}>"
         if isinstance(given, float):
             return "fp32"
-        if isinstance(given, torch.Tensor) or given % 16 == 0:
+        if isinstance(given, torch.Tensor) or (size and given % 16 == 0):
             attributes[path] = [["tt.divisibility", 16]]
         if isinstance(given, torch.Tensor):
             return "*" + TYPES[given.dtype]
@@ -120,7 +121,10 @@ def _source(kernel: Any, arguments: dict[str, Any]) -> Any:
 
     signature = {
         parameter.name: kind(
-            arguments.get(parameter.name, parameter.default), (index,), parameter.is_constexpr
+            arguments.get(parameter.name, parameter.default),
+            (index,),
+            parameter.is_constexpr,
+            parameter.do_not_specialize,
         )
         for index, parameter in enumerate(kernel.params)
     }

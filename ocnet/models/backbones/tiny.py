@@ -6,7 +6,7 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from ocnet.models.backbones.features import Features
-from ocnet.modules import ABN
+from ocnet.modules import BATCHNORM, Norm
 
 
 class TinyEncoder(nn.Module):
@@ -18,16 +18,17 @@ class TinyEncoder(nn.Module):
     Args:
         in_channels: Channels of the images.
         width: Channels of the first two layers.
+        norm: Batch norm, called as ``norm(channels)``; see ``ocnet.modules.norm_layer``.
     """
 
-    def __init__(self, in_channels: int = 3, width: int = 32) -> None:
+    def __init__(self, in_channels: int = 3, width: int = 32, norm: Norm = BATCHNORM) -> None:
         super().__init__()
         self.in_channels = in_channels
         self.aux_channels = 2 * width
         self.out_channels = 2 * width
         widths = (in_channels, width, width, 2 * width, 2 * width)
         self.layers = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(i, o, 3, stride, padding=1, bias=False), ABN(o))
+            nn.Sequential(nn.Conv2d(i, o, 3, stride, padding=1, bias=False), norm(o))
             for (i, o), stride in zip(pairwise(widths), (2, 1, 2, 1), strict=True)
         )
 

@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: MIT
+"""Maps of any rank as dense matrices: planes of pixels, or rows of channels."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ocnet.ops._layout import ALIGNMENT
+
+
+def in_rows(x: Tensor) -> bool:
+    """Return whether results that belong to ``x`` have the channels of a pixel side by side.
+
+    True where the channel is the unit stride (channels_last, a slice of it, ``(N, C)``), else false. A
+    fake tensor and its real twin have the same strides, so both get the same answer.
+    """
+    if x.dim() == 2:
+        return True
+    return bool(x.shape[1] > 1 and x.stride(1) == 1 and not x.is_contiguous())
+
+
+def empty_like_map(x: Tensor) -> Tensor:
+    """Allocate a dense map of the shape, dtype, device and layout of ``x``."""
+    if not in_rows(x):
+        return x.new_empty(tuple(x.shape))
+    shape: tuple[Any, ...] = (x.shape[0], *x.shape[2:], x.shape[1])
+    return x.new_empty(shape).movedim(-1, 1)
+
+
+def as_matrix(x: Tensor, rows: bool) -> Tensor:
+    """View a map as dense planes ``(N, C, L)`` or rows ``(R, C)``; a copy where it is not so.
+
+    The copy is also made where the first number is not at a multiple of 16 bytes.
+    """
+    if rows:
+        matrix = x.movedim(1, -1).contiguous().view(-1, x.shape[1])
+    else:
+        matrix = x.contiguous().flatten(2)
+        if matrix.shape[2] == 1:
+            # One pixel: the same memory, and rows are what kernels read well.
+            matrix = matrix.squeeze(2)
+    return matrix if matrix.data_ptr() % ALIGNMENT == 0 else matrix.clone()
+
+
+def is_matrix(x: Tensor) -> bool:
+    """Return whether :func:`as_matrix` of a real tensor is a view, so that ``x`` can be overwritten."""
+    dense = x.movedim(1, -1).is_contiguous() if in_rows(x) else x.is_contiguous()
+    return dense and x.data_ptr() % ALIGNMENT == 0
+
+
+def vector(values: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """Return a contiguous vector of channels in the accumulation dtype."""
+    if values is None or (values.dtype == dtype and values.is_contiguous()):
+        return values
+    return values.to(dtype).contiguous()
