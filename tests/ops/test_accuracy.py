@@ -68,11 +68,24 @@ def _in(inputs: AttentionInputs, narrowed: Callable[[Tensor], Tensor]) -> Attent
     return AttentionInputs(query, key, value, narrowed(inputs.grad_out), inputs.scale)
 
 
+def _rounded_once(inputs: AttentionInputs) -> dict[str, Tensor]:
+    """Return what exact products make of rounded probabilities, rounded: the sums over pixels."""
+    query, key, value, grad = (
+        t.detach().double().flatten(2)
+        for t in (inputs.query, inputs.key, inputs.value, inputs.grad_out)
+    )
+    factor = query.shape[1] ** -0.5 if inputs.scale is None else inputs.scale
+    weights = torch.softmax(factor * query.mT @ key, dim=-1).to(inputs.value.dtype).double()
+    sums = {"out": value @ weights.mT, "grad_value": grad @ weights}
+    maps = {"out": inputs.grad_out, "grad_value": inputs.value}
+    return {name: sums[name].view(like.shape).to(like.dtype) for name, like in maps.items()}
+
+
 class Expected(NamedTuple):
     """Results of one call in float64, and what other arithmetic loses on them, by name."""
 
     exact: dict[str, Tensor]
-    eager: dict[str, float]
+    narrow: dict[str, float]
     sums: dict[str, float]
     tf32: dict[str, float]
 
@@ -84,6 +97,9 @@ def expected(case: AttentionCase) -> Expected:
     The kernels' own sums may lose four times what the plain formula's do: the formula forms D as the sum
     of P * dP, so that the error of a dP that stands alone cancels. From the output, D is a sum of its
     own, and so is the context that it is made of.
+
+    In 16 bits, the plain formula's own error depends on whether this machine's products round. Those that
+    do round the probabilities, which no kernel on such a machine avoids.
     """
     inputs = make_inputs(case, SEED)
     exact = oracle_results(inputs).named()
@@ -93,9 +109,11 @@ def expected(case: AttentionCase) -> Expected:
 
     wide = torch.promote_types(case.dtype, torch.float32)
     eager = lost(eager_results(_in(inputs, lambda t: t))[0])
+    products = {name: relative(t, exact[name]) for name, t in _rounded_once(inputs).items()}
+    narrow = {name: max(error, products.get(name, 0)) for name, error in eager.items()}
     sums = lost(eager_results(_in(inputs, lambda t: t.to(wide)))[1])
     tf32 = lost(oracle_results(_in(inputs, nearest_tf32))) if case.dtype == torch.float32 else {}
-    return Expected(exact, eager, {name: 4 * error for name, error in sums.items()}, tf32)
+    return Expected(exact, narrow, {name: 4 * error for name, error in sums.items()}, tf32)
 
 
 @pytest.fixture
@@ -131,7 +149,7 @@ def test_errors_stay_below_the_gates(
             error = relative(tensor, want.exact[name])
             assert error <= gate, f"{precision} {name}: {error:.2e}, allowed {gate:.2e}"
             if dtype in NARROW:
-                assert error <= want.eager[name], f"{precision} {name}: {want.eager[name]:.2e}"
+                assert error <= want.narrow[name], f"{precision} {name}: {want.narrow[name]:.2e}"
 
 
 @pytest.mark.parametrize("dtype", NARROW, ids=str)

@@ -92,7 +92,7 @@ def test_explain_of_a_refused_call_says_why() -> None:
 def test_explain_of_no_op() -> None:
     with pytest.raises(
         ValueError,
-        match=r"explain: op must be one of \['oc_attention', .*'spatial_gather'\], got 'relu'",
+        match=r"explain: op must be one of \['inplace_abn', .*'spatial_gather'\], got 'relu'",
     ):
         explain("relu")
 
