@@ -19,7 +19,7 @@
 //
 // Activations (`activation`): 0 identity, 1 leaky ReLU of slope `param`, or slope[c] where `slope`
 // is present, 2 ELU of scale `param`, 3 ReLU (frozen statistics only). A slope[c] that is not above
-// 0 makes its channel NaN. ELU's inverse takes z / param as at least -1 + elu_floor.
+// 0 and finite makes its channel NaN. ELU's inverse takes z / param as at least -1 + elu_floor.
 #pragma once
 
 #include <cstdint>

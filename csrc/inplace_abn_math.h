@@ -109,7 +109,8 @@ struct Pointwise {
   // A slope without an inverse is NaN.
   OCNET_HOST_DEVICE acc_t negative_at(int64_t c) const {
     if (slope == nullptr) return negative;
-    return slope[c] > 0 ? slope[c] : std::numeric_limits<acc_t>::quiet_NaN();
+    const bool has_inverse = slope[c] > 0 && slope[c] <= std::numeric_limits<acc_t>::max();
+    return has_inverse ? slope[c] : std::numeric_limits<acc_t>::quiet_NaN();
   }
 };
 

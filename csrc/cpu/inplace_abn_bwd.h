@@ -66,7 +66,9 @@ class AbnBackwardPass {
     for (int64_t channel = unit.channel; channel < unit.channel + unit.width; ++channel) {
       const T scale = parameters_.scale(channel), slope = parameters_.slope_of(channel);
       memory_.set(&Channels::slope, channel, slope);
-      memory_.set(&Channels::inverse_slope, channel, T(1) / slope);
+      // So small a slope that its inverse is infinite would make NaN of what is stored as -0.
+      memory_.set(&Channels::inverse_slope, channel,
+                  std::min(T(1) / slope, std::numeric_limits<T>::max()));
       memory_.set(&Channels::bias, channel, parameters_.bias_of(channel));
       memory_.set(&Channels::bound, channel, bound(scale));
       memory_.set(&Channels::of_dy, channel,

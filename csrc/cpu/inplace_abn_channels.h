@@ -60,7 +60,8 @@ struct AbnParameters {
     if (slope == nullptr) {
       return param;
     }
-    return slope[channel] > 0 ? slope[channel] : std::numeric_limits<T>::quiet_NaN();
+    const bool has_inverse = slope[channel] > 0 && slope[channel] <= std::numeric_limits<T>::max();
+    return has_inverse ? slope[channel] : std::numeric_limits<T>::quiet_NaN();
   }
 };
 
@@ -80,9 +81,10 @@ class AbnChannelMemory {
   }
   const AbnChannels<T>& values() const { return values_; }
 
-  // NaN of whatever bits becomes the usual one: kernels count on that.
+  // NaN of whatever bits becomes the usual one: kernels count on that. Its sign bit, which
+  // arithmetic keeps, makes both passes take the branch that multiplies by the slope.
   void set(T* AbnChannels<T>::* name, int64_t channel, T value) const {
-    (values_.*name)[channel] = value == value ? value : std::numeric_limits<T>::quiet_NaN();
+    (values_.*name)[channel] = value == value ? value : -std::numeric_limits<T>::quiet_NaN();
   }
 
  private:

@@ -260,7 +260,7 @@ def test_nan_stays_in_its_channel(runner, configure, family: str, training: bool
 
 @families
 @pytest.mark.parametrize("training", [True, False])
-def test_a_slope_that_is_not_above_zero_makes_nan(
+def test_a_slope_without_an_inverse_makes_nan(
     runner, configure, family: str, training: bool
 ) -> None:
     """Of its channel, in everything that there is."""
@@ -268,7 +268,7 @@ def test_a_slope_that_is_not_above_zero_makes_nan(
     configure(**settings)
     call = Call(shape, torch.float32, prelu=True, residual=True, training=training)
     tensors = runner.draw(call)
-    for slope in (0.0, -0.5, NAN):
+    for slope in (0.0, -0.5, NAN, torch.inf):
         tensors.slope[1] = slope
         out = runner.forward(call, tensors)
         out["out"].abs_()  # a NaN has any sign

@@ -335,15 +335,37 @@ def test_nan_stays_in_its_channel(backend: str, device: str, dtypes, where: str)
                 assert result[:, 1].isnan().all()
 
 
-@pytest.mark.parametrize("slope", [0.0, -0.5])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("slope", [0.0, -0.5, torch.nan, torch.inf])
 def test_a_slope_without_an_inverse_makes_its_channel_nan(
-    backend: str, device: str, slope: float
+    backend: str, device: str, slope: float, training: bool
 ) -> None:
-    slopes = torch.tensor([0.25, slope, 0.5], device=device)
-    x = torch.randn(4, 3, 5, device=device)
-    out = inplace_abn(x, activation="prelu", activation_param=slopes, backend=backend)
-    assert out[:, 1].isnan().all()
-    assert out[:, [0, 2]].isfinite().all()
+    """In everything that there is of it, whatever the signs of its numbers."""
+    for layout in ("nchw", "channels_last"):
+        case = ABNCase((2, 4, 3, 5), layout=layout, activation="prelu", param=0.2)
+        inputs = make_abn_inputs(
+            dataclasses.replace(case, residual=True, training=training), 4, device
+        )
+        with torch.no_grad():
+            inputs.slope[1] = slope
+        for name, result in run_abn(inputs, backend).items():
+            if name.startswith("running"):
+                continue
+            own = result.transpose(0, min(result.dim() - 1, 1)).flatten(
+                1 if result.dim() > 1 else 0
+            )
+            spoilt = own.isnan() if own.dim() == 1 else own.isnan().all(1)
+            assert spoilt.nonzero().flatten().tolist() == [1], name
+            assert own[[0, 2, 3]].isfinite().all(), name
+
+
+def test_the_least_slope_has_finite_gradients(backend: str, device: str) -> None:
+    """Where the inverse of the slope is infinite, what is stored as -0 is taken for 0."""
+    slopes = torch.full((3,), 1e-42, device=device)
+    leaves = [torch.randn(4, 3, 5, device=device, requires_grad=True), slopes.requires_grad_()]
+    out = inplace_abn(leaves[0], activation="prelu", activation_param=leaves[1], backend=backend)
+    for grad in torch.autograd.grad(out.sum(), leaves):
+        assert grad.isfinite().all()
 
 
 def test_runs_repeat_bit_for_bit(backend: str, device: str, dtypes, small: bool) -> None:

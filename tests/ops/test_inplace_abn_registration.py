@@ -208,10 +208,10 @@ CASES = {
     "empty": ((maps(0, 4, 3),), {}, ValueError, "more than one number per channel"),
     "activation": ((maps(*GOOD),), {"activation": "mish"}, ValueError, "must be one of leaky_relu"),
     "relu": ((maps(*GOOD),), {"activation": "relu"}, ValueError, "must have an inverse"),
-    "slope": ((maps(*GOOD),), {"activation_param": 0.0}, ValueError, "above 0 for leaky_relu"),
+    "slope": ((maps(*GOOD),), {"activation_param": 0.0}, ValueError, "above 0 and finite for leaky"),
     "negative": ((maps(*GOOD),), {"activation_param": -0.1}, ValueError, "got -0.1"),
     "elu": (
-        (maps(*GOOD),), {"activation": "elu", "activation_param": 0}, ValueError, "above 0 for elu",
+        (maps(*GOOD),), {"activation": "elu", "activation_param": 0}, ValueError, "finite for elu",
     ),
     "prelu": ((maps(*GOOD),), {"activation": "prelu"}, TypeError, "a tensor of slopes for prelu"),
     "slopes": (

@@ -196,11 +196,11 @@ def test_nonfinite_numbers_stay_in_their_channel(
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 49), (20, 3)], ids=["planes", "rows"])
-def test_slopes_not_above_zero_make_their_channel_nan(shape: tuple[int, ...]) -> None:
+def test_slopes_without_an_inverse_make_their_channel_nan(shape: tuple[int, ...]) -> None:
     data = Data(Case(shape, slope=True, residual=True))
     clean = data.forward(triton_backend)["out"]
     assert data.slope is not None
-    for bad in (0.0, -0.1, NAN):
+    for bad in (0.0, -0.1, NAN, INF):
         data.slope[1] = bad
         result = data.forward(triton_backend)
         out = result["out"]
@@ -210,6 +210,18 @@ def test_slopes_not_above_zero_make_their_channel_nan(shape: tuple[int, ...]) ->
             assert channels[1].isnan().all(), name
             assert channels[[0, 2]].isfinite().all(), name
         assert torch.equal(out.movedim(1, 0)[[0, 2]], clean.movedim(1, 0)[[0, 2]])
+
+
+def test_the_least_slope_has_finite_gradients() -> None:
+    """Where the inverse of the slope is infinite, what is stored as -0 is taken for 0."""
+    data = Data(Case((2, 3, 49), slope=True))
+    assert data.slope is not None
+    data.slope.fill_(1e-42)
+    result = data.forward(triton_backend)
+    assert (result["out"].signbit() & (result["out"] == 0)).any()
+    wanted = data.wanted(result["out"])
+    for name, grad in data.backward(triton_backend, result["out"], result["var"], wanted).items():
+        assert grad.isfinite().all(), name
 
 
 @pytest.mark.parametrize("activation", [LEAKY_RELU, ELU])

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Argument checks of ``inplace_abn``: everything that can be said before a number is read."""
 
+import math
 from typing import Any
 
 import torch
@@ -102,10 +103,10 @@ def check_activation(function: str, activation: Any, param: Any, training: bool)
         raise TypeError(
             f"{function}: activation_param must be a number, got {type(param).__name__}"
         )
-    if activation in ("leaky_relu", "elu") and not param > 0:
+    if activation in ("leaky_relu", "elu") and not 0 < param < math.inf:
         raise ValueError(
-            f"{function}: activation_param must be above 0 for {activation}, whose inverse divides "
-            f"by it, got {param}"
+            f"{function}: activation_param must be above 0 and finite for {activation}, whose "
+            f"inverse divides by it, got {param}"
         )
 
 

@@ -76,8 +76,8 @@ def inplace_abn(
         activation: ``leaky_relu``, ``elu``, ``identity``, ``prelu`` or, where ``training`` is false,
             ``relu``. In training ReLU cannot be inverted, and is refused.
         activation_param: Slope of ``leaky_relu`` or scale of ``elu``, above 0; for ``prelu`` a tensor
-            ``(C,)`` of slopes. A slope of the tensor that is not above 0 makes its channel NaN: it is
-            on the device, and is not read on the host.
+            ``(C,)`` of slopes. A slope of the tensor that is not above 0 and finite makes its channel
+            NaN: it is on the device, and is not read on the host.
         scale_mode: What multiplies: ``abs_eps``, ``|weight| + scale_eps``, as in the paper's code;
             ``signed``, ``weight + sign(weight) * scale_eps``, which is plain batch norm to within
             ``scale_eps``. The sign of 0 is +.

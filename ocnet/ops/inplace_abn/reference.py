@@ -179,7 +179,8 @@ def _scale(call: _Pointwise, like: Tensor) -> Tensor:
 def _slope(call: _Pointwise, channels: _Channels) -> Tensor | float:
     if call.slope is None:
         return call.param
-    return channels.of(torch.where(call.slope > 0, call.slope, torch.nan))
+    has_inverse = (call.slope > 0) & (call.slope < torch.inf)
+    return channels.of(torch.where(has_inverse, call.slope, torch.nan))
 
 
 def _activate(call: ForwardCall, y: Tensor, channels: _Channels) -> Tensor:

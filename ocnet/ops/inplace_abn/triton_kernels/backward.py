@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Sums over the output and its gradient, and the gradients."""
 
+import torch
 import triton
 import triton.language as tl
 
@@ -22,6 +23,7 @@ LEAKY_RELU = tl.constexpr(problem.LEAKY_RELU)
 ELU = tl.constexpr(problem.ELU)
 RELU = tl.constexpr(problem.RELU)
 LN2 = tl.constexpr(0.6931471805599453)
+MOST = tl.constexpr(torch.finfo(torch.float32).max)
 
 
 @triton.jit
@@ -175,6 +177,8 @@ def inplace_abn_bwd_kernel(
     b_bias = channels(p_bias, o_c, C, 0.0)
     b_slope, b_one = slopes_of(p_slope, o_c, C, param)
     b_inverse = tl.div_rn(b_one, b_slope)
+    # An infinite one would make NaN of what is stored as -0.
+    b_inverse = tl.where(b_inverse > MOST, MOST, b_inverse)
     if p_count is not None:
         count = tl.load(p_count)
     b_bound = tl.abs(b_scale) * tl.sqrt_rn(tl.maximum(count - 1.0, 0.0))

@@ -111,11 +111,12 @@ def scale_of(p_weight, o_c, C, scale_eps, SIGNED: tl.constexpr):
 def slopes_of(p_slope, o_c, C, param):
     """What negative numbers are multiplied by, and what others are: 1.
 
-    Both are NaN in a channel whose own slope is not above 0: its output could not be inverted.
+    Both are NaN in a channel whose own slope is not above 0 and finite: its output could not be
+    inverted.
     """
     b_slope = channels(p_slope, o_c, C, param)
     if p_slope is not None:
-        b_slope = tl.where(b_slope > 0, b_slope, float("nan"))
+        b_slope = tl.where((b_slope > 0) & (b_slope < float("inf")), b_slope, float("nan"))
     return b_slope, b_slope * 0.0 + 1.0
 
 
