@@ -46,15 +46,32 @@ OCNET_OUTLINE void add_parts(const T* sums, double* target) {
   }
 }
 
+// A tree of whole vectors for as long as there are such.
 template <int Count, typename T>
-OCNET_OUTLINE double total(const T* numbers) {
-  constexpr int kChains = 4;
-  double sums[kChains] = {};
+OCNET_INLINE double total(const T* numbers) {
+  double sums[Count];
   OCNET_UNROLL
   for (int i = 0; i < Count; ++i) {
-    sums[i % kChains] += numbers[i];
+    sums[i] = numbers[i];
   }
-  return (sums[0] + sums[1]) + (sums[2] + sums[3]);
+  OCNET_UNROLL
+  for (int width = Count / 2; width > 0; width /= 2) {
+    OCNET_UNROLL
+    for (int i = 0; i < width; ++i) {
+      sums[i] += sums[i + width];
+    }
+  }
+  return sums[0];
+}
+
+// Of one channel, a call of memset would take longer than all that follows.
+template <bool Rows>
+OCNET_INLINE void clear(double* sums, int64_t width) {
+  if constexpr (Rows) {
+    std::memset(sums, 0, width * sizeof(double));
+  } else {
+    *sums = 0;
+  }
 }
 
 // An operation on kStep neighbours at a time.
@@ -382,14 +399,14 @@ void moments(const AbnBlock<T, Element>& block) {
   if (!Rows && block.lines == 1) {
     part.length = (block.length + kPart - 1) / kPart;
   }
-  std::memset(means, 0, width * sizeof(double));
+  clear<Rows>(means, width);
   run<Rows, Total<T>>(part);
   const double some = static_cast<double>(Rows ? part.lines : part.lines * part.length);
   for (int64_t i = 0; i < width; ++i) {
     block.scratch[i] = static_cast<T>(means[i] / some);
   }
-  std::memset(means, 0, width * sizeof(double));
-  std::memset(squares, 0, width * sizeof(double));
+  clear<Rows>(means, width);
+  clear<Rows>(squares, width);
   run<Rows, Deviations<T>>(block);
   const double all = static_cast<double>(Rows ? block.lines : block.lines * block.length);
   for (int64_t i = 0; i < width; ++i) {

@@ -72,7 +72,9 @@ class AbnSchedule {
   }
 
   void one_channel(const AbnUnit& unit, const AbnSums& partial, const AbnSums& total, T* scratch) {
-    std::fill_n(total.data, kKinds * total.stride, 0.0);
+    for (int kind = 0; kind < kKinds; ++kind) {
+      total.data[kind * total.stride] = 0;
+    }
     pass_.prepare(unit);
     for (int64_t chunk = 0; chunk < layout_.chunks(); ++chunk) {
       pass_.reduce(unit, chunk, partial, scratch);
