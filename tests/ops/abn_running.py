@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: MIT
 """Runs calls of the native ops of in-place ABN on a GPU or in the emulator, and checks them."""
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -39,13 +38,6 @@ FAMILIES = {
 }
 families = pytest.mark.parametrize("family", FAMILIES)
 only_emulated = pytest.mark.parametrize("subject", ["emulated"], indirect=True)
-
-
-def configure_of(subject: str, request: pytest.FixtureRequest) -> Callable[..., None]:
-    """Return what sets how the emulated device is; a GPU is what it is."""
-    if subject == "cuda":
-        return lambda **_: None
-    return request.getfixturevalue("emulator").configure
 
 
 class Runner:

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: MIT
 """The back ends under test, each on its device."""
 
+from collections.abc import Callable, Iterator
+
 import pytest
 import torch
 
@@ -14,6 +16,7 @@ from ocnet.ops.partitioned_attention import cuda_backend as partition_cuda
 from ocnet.ops.partitioned_attention.problem import refuse_common as refuse_partition
 from ocnet.ops.spatial_gather import cuda_backend as gather_cuda
 from ocnet.ops.spatial_gather.problem import refuse_common as refuse_gather
+from tests.ops.abn_running import Runner
 
 DEVICES = {"reference": "cpu", "cpu": "cpu", "triton": "cuda", "cuda": "cuda", "emulated": "cpu"}
 SUBJECTS = [
@@ -77,3 +80,30 @@ def dtypes(subject: str) -> tuple[torch.dtype, ...]:
 def small(subject: str) -> bool:
     """Whether sizes must be small: the emulator looks at every access to memory."""
     return subject == "emulated"
+
+
+@pytest.fixture
+def _cpu_kernels() -> Iterator[None]:
+    """The C++ CPU kernels are there, on one thread."""
+    library = _extension.load("cpu")
+    if library.path is None:
+        pytest.skip(str(library.problem))
+    assert library.problem is None, library.problem
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def configure(subject: str, request: pytest.FixtureRequest) -> Callable[..., None]:
+    """Set how the emulated device is; a GPU is what it is."""
+    if subject == "cuda":
+        return lambda **_: None
+    return request.getfixturevalue("emulator").configure
+
+
+@pytest.fixture
+def runner(subject: str, backend: str, device: str, monkeypatch: pytest.MonkeyPatch) -> Runner:
+    """Runs calls of in-place ABN on the subject, and checks them."""
+    return Runner(subject, device, monkeypatch)

@@ -30,25 +30,13 @@ from tests.ops.abn_calls import (
     run_forward,
 )
 
-pytestmark = pytest.mark.native
+pytestmark = [pytest.mark.native, pytest.mark.usefixtures("_cpu_kernels")]
 
 NAN, INF = float("nan"), float("inf")
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 SETS = ["portable", "avx2", "avx512"]
 # Numbers and rows of a chunk, and numbers of the longest step (csrc/cpu/inplace_abn_layout.h).
 CHUNK, ROWS, STEP = 8192, 256, 32
-
-
-@pytest.fixture(autouse=True)
-def _kernel() -> Iterator[None]:
-    library = _extension.load("cpu")
-    if library.path is None:
-        pytest.skip(str(library.problem))
-    assert library.problem is None, library.problem
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(params=SETS)

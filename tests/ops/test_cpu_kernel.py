@@ -22,7 +22,7 @@ from ocnet.testing import (
     summed_magnitudes,
 )
 
-pytestmark = pytest.mark.native
+pytestmark = [pytest.mark.native, pytest.mark.usefixtures("_cpu_kernels")]
 
 INF, NAN = float("inf"), float("nan")
 # Tokens of a resident block and of a streamed tile, and the channels of the widest panel (csrc/cpu).
@@ -37,18 +37,6 @@ class Call(NamedTuple):
     value: Tensor
     grad_out: Tensor
     scale: float
-
-
-@pytest.fixture(autouse=True)
-def _kernel() -> Iterator[None]:
-    library = _extension.load("cpu")
-    if library.path is None:
-        pytest.skip(str(library.problem))
-    assert library.problem is None, library.problem
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ What every back end must do is in test_inplace_abn.py, which both go through as 
 """
 
 import dataclasses
-from collections.abc import Callable
 
 import pytest
 import torch
@@ -24,8 +23,6 @@ from tests.ops.abn_running import (
     LITTLE,
     NAN,
     SUBJECTS,
-    Runner,
-    configure_of,
     families,
     kernels,
     only_emulated,
@@ -39,16 +36,6 @@ DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 @pytest.fixture(params=SUBJECTS)
 def subject(request: pytest.FixtureRequest) -> str:
     return request.param
-
-
-@pytest.fixture
-def configure(subject: str, request: pytest.FixtureRequest) -> Callable[..., None]:
-    return configure_of(subject, request)
-
-
-@pytest.fixture
-def runner(subject: str, backend: str, device: str, monkeypatch: pytest.MonkeyPatch) -> Runner:
-    return Runner(subject, device, monkeypatch)
 
 
 # --- each family of kernels ---

@@ -22,8 +22,6 @@ from tests.ops.abn_running import (
     FAMILIES,
     NAN,
     SUBJECTS,
-    Runner,
-    configure_of,
     families,
     kernels,
     only_emulated,
@@ -37,16 +35,6 @@ DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 @pytest.fixture(params=SUBJECTS)
 def subject(request: pytest.FixtureRequest) -> str:
     return request.param
-
-
-@pytest.fixture
-def configure(subject: str, request: pytest.FixtureRequest) -> Callable[..., None]:
-    return configure_of(subject, request)
-
-
-@pytest.fixture
-def runner(subject: str, backend: str, device: str, monkeypatch: pytest.MonkeyPatch) -> Runner:
-    return Runner(subject, device, monkeypatch)
 
 
 # --- statistics of other ranks ---
