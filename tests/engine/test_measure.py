@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Meters against known costs, and measurements that do not fit, fail or die."""
 
+import contextlib
 import functools
 import json
 import os
@@ -101,8 +102,30 @@ def test_percentiles_and_repeats(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(meters.time, "perf_counter", lambda: clock[0])
     timing = time_call(call, CPU, prepare=prepare, budget_s=0, least=11)
     assert timing.repeats == 11
-    assert (timing.p20, timing.p50, timing.p80) == pytest.approx((3, 6, 9))
+    # The first call of all, of a tenth of the budget, is not one of them.
+    assert (timing.p20, timing.p50, timing.p80) == pytest.approx((4, 7, 10))
     assert time_call(call, CPU, prepare=prepare, budget_s=1e9, most=4).repeats == 4
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts page faults of Linux")
+def test_calls_find_the_memory_of_the_calls_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also of results so large that glibc would ask the system for each."""
+    import resource
+
+    size, faults = 256 * MIB, []
+
+    def call(_: object) -> None:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.empty(size, dtype=torch.int8).fill_(1)
+        faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(meters, "_kept_memory", contextlib.nullcontext)
+        time_call(call, CPU, budget_s=0, least=4)
+    given_back = min(faults)
+    assert given_back > 0
+    time_call(call, CPU, budget_s=0, least=12)
+    assert max(faults[-4:]) < given_back / 10
 
 
 def test_budget_ends_the_repeats(monkeypatch: pytest.MonkeyPatch) -> None:
