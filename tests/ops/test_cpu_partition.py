@@ -7,9 +7,9 @@ from torch import Tensor
 
 from ocnet.ops import Blocks, Grid, Strided, oc_attention, partitioned_attention
 from ocnet.testing import AttentionInputs, by_groups, results_of, run_partitioned
-from tests.ops.test_cpu_kernel import _kernel, _pairs, spread  # noqa: F401
+from tests.ops.test_cpu_kernel import _pairs, spread  # noqa: F401
 
-pytestmark = pytest.mark.native
+pytestmark = [pytest.mark.native, pytest.mark.usefixtures("_cpu_kernels")]
 
 # Groups for each of the paths: few keys, several blocks of tokens, and both in one call.
 PARTITIONS = [Grid(2), Grid(3, 1), Blocks(8, 8), Blocks(16, 15), Strided(3, 4)]
