@@ -154,10 +154,18 @@ def _resident_bytes() -> int:
 
 def _return_free_memory() -> None:
     """Let glibc hand back what it holds, or the next call would run in memory counted as in use."""
+    give_back = _of_glibc("malloc_trim")
+    if give_back is not None:
+        give_back(0)
+
+
+def _of_glibc(name: str) -> Callable[..., int] | None:
+    """Return a function of glibc; ``None`` with another C library."""
     try:
-        ctypes.CDLL(None).malloc_trim(0)
+        function: Callable[..., int] = getattr(ctypes.CDLL(None), name)
     except (AttributeError, OSError, TypeError):
-        return
+        return None
+    return function
 
 
 @contextmanager
@@ -168,9 +176,8 @@ def _kept_memory() -> Iterator[None]:
     for longer than many a call takes, or it may not: that hangs on what else is on the heap.
     """
     trim_threshold, mmap_max = -1, -4  # glibc's numbers of the settings
-    try:
-        set_option = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):
+    set_option = _of_glibc("mallopt")
+    if set_option is None:
         yield
         return
     set_option(trim_threshold, 2**31 - 1)
@@ -178,6 +185,7 @@ def _kept_memory() -> Iterator[None]:
     try:
         yield
     finally:
+        # What they are by default.
         set_option(trim_threshold, 128 * 1024)
         set_option(mmap_max, 65536)
 

@@ -153,6 +153,26 @@ def test_wrong_forms_do_not_pass_the_gate(function: Any, worst: str | None, kind
     assert worst is None or verdict.worst == worst
 
 
+def the_other_side(*tensors: Tensor, **_: Tensor) -> Tensor:
+    """The right numbers; the derivative is that of the other branch where they are below 0.04."""
+    right = normalised(*tensors)
+    y = torch.where(right < 0, right / SLOPE, right)
+    return right + torch.where(y.abs() < 0.04, (SLOPE - 1) * (y - y.detach()), 0)
+
+
+@pytest.mark.parametrize(("near", "passes"), [(0.05, True), (0.03, False)])
+def test_only_where_rounding_decides_either_branch_is_right(
+    near: float, passes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gate, "_NEAR", near)
+    workload = KINDS["plain"].on("cpu", "float32")
+    expected = gate.Expected.of(workload)
+    grad_out = expected.inputs[-1]
+    assert 0 < (grad_out == 0).double().mean() < 0.1
+    assert gate.check(Form("planted", the_other_side), expected).ok == passes
+    assert gate.check(FORMS["fused:reference"], expected).ok
+
+
 def step_of(name: str, call: ABNWorkload) -> Measurement:
     got = measure(FORMS[name], call, "step", budget_s=0)
     assert (got.status, got.reason) == ("ok", "")
