@@ -41,6 +41,8 @@ class AbnBackwardPass {
       : layout_(layout),
         parameters_(parameters),
         gradients_(gradients),
+        inverse_count_(1 / gradients.count),
+        bound_(bound_of(gradients.count)),
         memory_(like, layout.channels()),
         kernels_(abn_kernels<T, Element>(layout.rows())) {
     block_.map = maps.out;
@@ -70,11 +72,12 @@ class AbnBackwardPass {
       memory_.set(&Channels::inverse_slope, channel,
                   std::min(T(1) / slope, std::numeric_limits<T>::max()));
       memory_.set(&Channels::bias, channel, parameters_.bias_of(channel));
-      memory_.set(&Channels::bound, channel, bound(scale));
+      memory_.set(&Channels::bound, channel, static_cast<T>(std::fabs(scale) * bound_));
       memory_.set(&Channels::of_dy, channel,
                   block_.target == nullptr ? T(0) : static_cast<T>(scale / root(channel)));
       if (centred() && gradients_.given != nullptr) {
-        set(channel, gradients_.given[channel], gradients_.given[layout_.channels() + channel]);
+        const double of_product = gradients_.given[layout_.channels() + channel];
+        set(channel, gradients_.given[channel], of_product / parameters_.scale(channel));
       }
     }
   }
@@ -112,10 +115,10 @@ class AbnBackwardPass {
         to.sums[channel] = of_dy;
         to.sums[layout_.channels() + channel] = of_product;
       }
+      const double of_normalised = of_product / static_cast<double>(parameters_.scale(channel));
       if (to.weight != nullptr) {
         const bool flipped = !parameters_.signed_scale && parameters_.weight[channel] < 0;
-        const T gradient = of_product / parameters_.scale(channel);
-        to.weight[channel] = flipped ? -gradient : gradient;
+        to.weight[channel] = static_cast<T>(flipped ? -of_normalised : of_normalised);
       }
       if (to.bias != nullptr) {
         to.bias[channel] = of_dy;
@@ -124,7 +127,7 @@ class AbnBackwardPass {
         to.slope[channel] = static_cast<T>(total.data[2 * total.stride + i]);
       }
       if (centred()) {
-        set(channel, of_dy, of_product);
+        set(channel, of_dy, of_normalised);
       }
     }
   }
@@ -148,20 +151,19 @@ class AbnBackwardPass {
     return std::sqrt(static_cast<double>(gradients_.var[channel]) + gradients_.eps);
   }
 
-  // Frozen statistics bound nothing.
-  T bound(T scale) const {
-    const double count = gradients_.count;
-    return count > 0 ? static_cast<T>(std::fabs(scale) * std::sqrt(std::max(count - 1, 0.0)))
-                     : std::numeric_limits<T>::infinity();
+  // What normalised numbers of the batch never exceed; frozen statistics bound nothing.
+  static double bound_of(double count) {
+    return count > 0 ? std::sqrt(std::max(count - 1, 0.0))
+                     : std::numeric_limits<double>::infinity();
   }
 
-  // B and K, from S and T.
-  void set(int64_t channel, double of_dy, double of_product) const {
+  // B and K, from S and from T / scale.
+  void set(int64_t channel, double of_dy, double of_normalised) const {
     using Channels = AbnChannels<T>;
-    const double scale = parameters_.scale(channel), by = root(channel);
-    memory_.set(&Channels::of_centred, channel,
-                static_cast<T>(-of_product / (by * scale * gradients_.count)));
-    memory_.set(&Channels::offset, channel, static_cast<T>(-scale / by * of_dy / gradients_.count));
+    const double share = inverse_count_ / root(channel);
+    memory_.set(&Channels::of_centred, channel, static_cast<T>(-of_normalised * share));
+    memory_.set(&Channels::offset, channel,
+                static_cast<T>(-parameters_.scale(channel) * of_dy * share));
   }
 
   // -1 has no inverse: half a unit of the last place of what is stored (a whole one of T) is where
@@ -177,6 +179,7 @@ class AbnBackwardPass {
   const AbnLayout& layout_;
   AbnParameters<T> parameters_;
   AbnGradients<T> gradients_;
+  double inverse_count_, bound_;
   AbnChannelMemory<T> memory_;
   const AbnKernels<T, Element>& kernels_;
   AbnBlock<T, Element> block_{};

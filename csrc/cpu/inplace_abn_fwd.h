@@ -115,9 +115,9 @@ class AbnForward : public AbnMoments<T, Element> {
   }
 
   void finish(const AbnUnit& unit, const AbnSums& total) const {
-    const double count = static_cast<double>(this->layout_.count());
+    const Shares shares(static_cast<double>(this->layout_.count()));
     for (int64_t i = 0; i < unit.width; ++i) {
-      take(unit.channel + i, count, total.data[i], total.data[total.stride + i]);
+      take(unit.channel + i, shares, total.data[i], total.data[total.stride + i]);
     }
   }
 
@@ -140,13 +140,20 @@ class AbnForward : public AbnMoments<T, Element> {
         count += values[2 * channels];
       }
     }
-    take(channel, count, mean, squares);
+    take(channel, Shares(count), mean, squares);
   }
 
+  // What sums of squares are multiplied by for the biased variance and for the other one.
+  struct Shares {
+    double biased, unbiased;
+    explicit Shares(double count)
+        : biased(1 / std::max(count, 1.0)), unbiased(1 / std::max(count - 1, 1.0)) {}
+  };
+
   // Statistics of the batch.
-  void take(int64_t channel, double count, double mean, double squares) const {
+  void take(int64_t channel, const Shares& shares, double mean, double squares) const {
     const AbnStatistics<T>& to = statistics_;
-    const double var = squares / std::max(count, 1.0);
+    const double var = squares * shares.biased;
     set(channel, static_cast<T>(mean), static_cast<T>(var));
     if (to.mean != nullptr) {
       to.mean[channel] = static_cast<T>(mean);
@@ -158,7 +165,7 @@ class AbnForward : public AbnMoments<T, Element> {
       to.new_mean[channel] = moved(to.running_mean[channel], mean);
     }
     if (to.new_var != nullptr && to.running_var != nullptr) {
-      to.new_var[channel] = moved(to.running_var[channel], squares / std::max(count - 1, 1.0));
+      to.new_var[channel] = moved(to.running_var[channel], squares * shares.unbiased);
     }
   }
 

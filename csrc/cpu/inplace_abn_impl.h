@@ -145,23 +145,22 @@ struct Loop {
   }
 
   // `count` numbers, fewer than a step: they are copied to where there is room for one.
-  static OCNET_OUTLINE Sums run_short(const Block& block, int64_t at, int64_t count,
-                                      const Ops& ops) {
+  static OCNET_OUTLINE Sums run_short(Block block, int64_t at, int64_t count, const Ops& ops) {
     alignas(64) Element room[5][kStep] = {};
     const size_t bytes = count * sizeof(Element);
-    Block piece = block;
-    take(piece.map, at, bytes, room[0]);
-    take(piece.residual, at, bytes, room[1]);
-    take(piece.grad_out, at, bytes, room[2]);
-    piece.target = block.target != nullptr ? room[3] : nullptr;
-    piece.grad_residual = block.grad_residual != nullptr ? room[4] : nullptr;
+    Element *const target = block.target, *const grad_residual = block.grad_residual;
+    take(block.map, at, bytes, room[0]);
+    take(block.residual, at, bytes, room[1]);
+    take(block.grad_out, at, bytes, room[2]);
+    block.target = target != nullptr ? room[3] : nullptr;
+    block.grad_residual = grad_residual != nullptr ? room[4] : nullptr;
     Sums sums;
-    run(piece, 0, read(piece, 0), ops, sums, Some{0, count});
-    if (Op::kWrites && block.target != nullptr) {
-      std::memcpy(block.target + at, room[3], bytes);
+    run(block, 0, read(block, 0), ops, sums, Some{0, count});
+    if (Op::kWrites && target != nullptr) {
+      std::memcpy(target + at, room[3], bytes);
     }
-    if (Op::kWrites && block.grad_residual != nullptr) {
-      std::memcpy(block.grad_residual + at, room[4], bytes);
+    if (Op::kWrites && grad_residual != nullptr) {
+      std::memcpy(grad_residual + at, room[4], bytes);
     }
     return sums;
   }
@@ -172,17 +171,27 @@ struct Loop {
     }
   }
 
+  // Also what is only written: its lines come from memory too. Asking for what is not there, or not
+  // wanted, does nothing.
   static OCNET_INLINE void prefetch(const Block& block, int64_t at) {
-    OCNET_PREFETCH_NEAR(block.map + at);
+    OCNET_PREFETCH(block.map + at);
     if constexpr (Op::kReadsGradient) {
-      OCNET_PREFETCH_NEAR(block.grad_out + at);
+      OCNET_PREFETCH(block.grad_out + at);
+    }
+    if (Op::kReadsResidual && block.residual != nullptr) {
+      OCNET_PREFETCH(block.residual + at);
+    }
+    if (Op::kWrites && block.target != nullptr) {
+      OCNET_PREFETCH(block.target + at);
+    }
+    if (Op::kWrites && Op::kReadsGradient && block.grad_residual != nullptr) {
+      OCNET_PREFETCH(block.grad_residual + at);
     }
   }
 
   // The line of the next channel but one begins behind that of the next. Lines that are short and
   // far apart are not foreseen by the processor.
   static OCNET_INLINE void prefetch_line(const Block& block, int64_t start) {
-    constexpr int64_t kShort = 4096 / sizeof(Element), kLine = 64 / sizeof(Element);
     if (block.length < kShort) {
       for (int64_t i = 0; i < block.length; i += kLine) {
         prefetch(block, start + i);
@@ -203,7 +212,8 @@ struct Loop {
   // Lines are parts of planes of one channel. What is left of a line after whole steps is done with
   // its last step, numbers of which are done twice, with one result: it is read before anything is
   // written, because the target may be the map.
-  static void planes(const Block& block) {
+  static void planes(const Block& given) {
+    const Block block = given;  // which no store can change, as far as a compiler knows
     const Ops all = ops<false>(block, 0);
     Sums sums[kUnroll];
     for (int64_t line = 0; line < block.lines; ++line) {
@@ -221,6 +231,9 @@ struct Loop {
         for (; at + kUnroll * kStep <= stop; at += kUnroll * kStep) {
           OCNET_UNROLL
           for (int i = 0; i < kUnroll; ++i) {
+            if (i * kStep % kLine == 0) {
+              prefetch(block, at + i * kStep + kAhead);
+            }
             run(block, at + i * kStep, read(block, at + i * kStep), all, part[i], AllNumbers());
           }
         }
@@ -278,6 +291,11 @@ struct Loop {
   template <int Wide>
   static OCNET_INLINE void columns(const Block& block, int64_t first, int64_t end, int64_t step) {
     const int64_t column = step * kStep;
+    // The rows behind these are asked for line by line in the order of memory, where nothing lies
+    // between: a processor that sees every row ask for a line now and then foresees nothing.
+    const bool dense = block.length == block.stride;
+    const int64_t between = dense ? kLine : block.stride;
+    int64_t ahead = end * block.stride + (dense ? column * (end - first) : column);
     Ops all[Wide];
     Sums sums[Wide];
     OCNET_UNROLL
@@ -286,7 +304,8 @@ struct Loop {
     }
     for (int64_t row = first; row < end; ++row) {
       const int64_t at = row * block.stride + column;
-      prefetch(block, at + kAhead * block.stride);
+      prefetch(block, ahead);
+      ahead += between;
       OCNET_UNROLL
       for (int i = 0; i < Wide; ++i) {
         run(block, at + i * kStep, read(block, at + i * kStep), all[i], sums[i], AllNumbers());
@@ -325,15 +344,39 @@ struct Loop {
     keep(block, 0, sums);
   }
 
+  // How many rows to work on at the same time, which share the values of their channels. The lines
+  // of a column must find room in the cache: those whose addresses differ by pages, as of rows that
+  // are so far apart and of maps that begin alike, share a place that holds only so many.
+  static int64_t together(const Block& block) {
+    constexpr int64_t kPage = 4096, kPlaces = 8;
+    const void* const maps[] = {block.map, Op::kReadsGradient ? block.grad_out : nullptr,
+                                Op::kReadsResidual ? block.residual : nullptr,
+                                Op::kWrites ? block.target : nullptr,
+                                Op::kWrites ? block.grad_residual : nullptr};
+    const auto line = [](const void* map) { return reinterpret_cast<uintptr_t>(map) % kPage / 64; };
+    int64_t alike = 1;
+    for (const void* map : maps) {
+      int64_t others = 0;
+      for (const void* other : maps) {
+        others += map != nullptr && other != nullptr && line(map) == line(other);
+      }
+      alike = std::max(alike, others);
+    }
+    const int64_t between = block.stride * static_cast<int64_t>(sizeof(Element));
+    return std::min(kTogether, kPage / std::gcd(kPage, between) * (kPlaces / alike));
+  }
+
   // Lines are rows of channels.
-  static void rows(const Block& block) {
+  static void rows(const Block& given) {
+    const Block block = given;
     constexpr int kWide = 64 / sizeof(Element) > kStep ? 2 : 1;
     const int64_t last = block.length - kStep;
     if (Op::kKinds > 0) {
       std::memset(so_far(block, 0, 0), 0, Op::kKinds * abn_padded(block.length) * sizeof(T));
     }
-    for (int64_t first = 0; first < block.lines; first += kTogether) {
-      const int64_t end = first + kTogether < block.lines ? first + kTogether : block.lines;
+    const int64_t rows_at_once = together(block);
+    for (int64_t first = 0; first < block.lines; first += rows_at_once) {
+      const int64_t end = std::min(first + rows_at_once, block.lines);
       if (last < 0) {
         short_columns(block, first, end);
         continue;
@@ -362,8 +405,7 @@ struct Loop {
   static constexpr int kUnroll = Op::kUnroll / kParts > 1 ? Op::kUnroll / kParts : 1;
   // Numbers whose sums are added up in one go: short chains lose less than one long one.
   static constexpr int64_t kChain = 32 * kUnroll * kStep;
-  // Rows that are read at the same time: few streams, each of a cache line now and then.
-  static constexpr int64_t kAhead = 8;
+  static constexpr int64_t kLine = 64 / sizeof(Element), kShort = 64 * kLine, kAhead = 16 * kLine;
   static constexpr int64_t kTogether = sizeof(Element) == 2 ? 8 : 4;
 };
 
@@ -396,8 +438,11 @@ void moments(const AbnBlock<T, Element>& block) {
   double* const squares = block.sums + block.sums_stride;
   AbnBlock<T, Element> part = block;
   part.lines = (block.lines + kPart - 1) / kPart;
-  if (!Rows && block.lines == 1) {
-    part.length = (block.length + kPart - 1) / kPart;
+  if (!Rows) {
+    const int64_t wanted = (block.lines * block.length + kPart - 1) / kPart;
+    // Less than a vector would take longer than one.
+    const int64_t least = std::min(block.length, Loop<Total<T>, Element>::kStep);
+    part.length = std::max((wanted + part.lines - 1) / part.lines, least);
   }
   clear<Rows>(means, width);
   run<Rows, Total<T>>(part);

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: MIT
 #include "inplace_abn_kernels.h"
 
+#include <algorithm>
 #include <cstddef>
 #include <cstring>
 #include <limits>
+#include <numeric>
 #include <type_traits>
 
 #include <torch/headeronly/util/BFloat16.h>

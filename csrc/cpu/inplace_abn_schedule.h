@@ -58,34 +58,36 @@ class AbnSchedule {
   bool keeps_channels() const { return !layout_.rows() && layout_.channels() >= 4 * workers_; }
 
   void channel_by_channel() {
-    const int64_t size = abn_padded(1);
+    const int64_t width = width_of_tasks(), size = abn_padded(width);
     const Buffer<double> memory(like_, workers_ * 2 * kKinds * size);
-    const Buffer<T> scratch(like_, workers_ * kScratch * size);
-    const int64_t width = width_of_tasks();
+    const Buffer<T> scratch(like_, workers_ * kScratch * abn_padded(1));
     run_tasks(groups(width), workers_, [&](int64_t worker, int64_t index) {
       const AbnSums partial{memory.data() + worker * 2 * kKinds * size, size};
-      const AbnSums total{partial.data + kKinds * size, size};
-      each_unit(group_at(index, width), [&](const AbnUnit& unit) {
-        one_channel(unit, partial, total, scratch.data() + worker * kScratch * size);
-      });
+      neighbours(group_at(index, width), partial, {partial.data + kKinds * size, size},
+                 scratch.data() + worker * kScratch * abn_padded(1));
     });
   }
 
-  void one_channel(const AbnUnit& unit, const AbnSums& partial, const AbnSums& total, T* scratch) {
-    for (int kind = 0; kind < kKinds; ++kind) {
-      total.data[kind * total.stride] = 0;
-    }
-    pass_.prepare(unit);
+  // Step by step for all of them: what follows from the sums of one would wait for them.
+  void neighbours(const AbnUnit& group, const AbnSums& partial, const AbnSums& total, T* scratch) {
+    clear(group, total);
+    pass_.prepare(group);
     for (int64_t chunk = 0; chunk < layout_.chunks(); ++chunk) {
-      pass_.reduce(unit, chunk, partial, scratch);
-      pass_.combine(chunk, 1, partial, total);
+      each_unit(group, [&](const AbnUnit& unit) {
+        pass_.reduce(unit, chunk, partial.from(unit.channel - group.channel), scratch);
+      });
+      pass_.combine(chunk, group.width, partial, total);
     }
-    pass_.finish(unit, total);
-    if (pass_.applies()) {
-      // The chunks that were read last are the likeliest to be in the cache.
-      for (int64_t chunk = layout_.chunks(); chunk-- > 0;) {
-        pass_.apply(unit, chunk);
-      }
+    pass_.finish(group, total);
+    // The chunks that were read last are the likeliest to be in the cache.
+    for (int64_t chunk = layout_.chunks(); pass_.applies() && chunk-- > 0;) {
+      each_unit(group, [&](const AbnUnit& unit) { pass_.apply(unit, chunk); });
+    }
+  }
+
+  static void clear(const AbnUnit& group, const AbnSums& sums) {
+    for (int kind = 0; kind < kKinds; ++kind) {
+      std::fill_n(sums.data + kind * sums.stride, group.width, 0.0);
     }
   }
 
@@ -101,9 +103,7 @@ class AbnSchedule {
     });
     each_group([&](const AbnUnit& group) {
       const AbnSums total = sums(chunks, group);
-      for (int kind = 0; kind < kKinds; ++kind) {
-        std::fill_n(total.data + kind * size, group.width, 0.0);
-      }
+      clear(group, total);
       for (int64_t chunk = 0; chunk < chunks; ++chunk) {
         pass_.combine(chunk, group.width, sums(chunk, group), total);
       }

@@ -6,13 +6,11 @@
 #if defined(__GNUC__) || defined(__clang__)
 #define OCNET_VECTORS 1
 #define OCNET_PREFETCH(address) __builtin_prefetch(address, 0, 2)
-#define OCNET_PREFETCH_NEAR(address) __builtin_prefetch(address, 0, 3)
 #define OCNET_INLINE inline __attribute__((always_inline))
 #define OCNET_OUTLINE __attribute__((noinline))
 #else
 #define OCNET_VECTORS 0
 #define OCNET_PREFETCH(address)
-#define OCNET_PREFETCH_NEAR(address)
 #define OCNET_INLINE inline
 #define OCNET_OUTLINE
 #endif

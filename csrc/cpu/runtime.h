@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
+#include <memory>
+#include <new>
 #include <optional>
 
 #include <torch/csrc/stable/ops.h>
@@ -18,22 +20,34 @@
 
 namespace ocnet::cpu {
 
-// Uninitialised memory from torch's allocator (64-byte aligned, seen by its profiler), freed with
-// the object.
+// Uninitialised memory, aligned to cache lines and freed with the object. From torch's allocator,
+// which its profiler sees, unless it is so little that the call of it would take longer than its use.
 template <typename T>
 class Buffer {
  public:
-  Buffer(const torch::stable::Tensor& like, int64_t count)
-      : tensor_(torch::stable::new_empty(like, {count},
-                                         sizeof(T) == sizeof(double)
-                                             ? torch::headeronly::ScalarType::Double
-                                             : torch::headeronly::ScalarType::Float)),
-        data_(static_cast<T*>(tensor_.mutable_data_ptr())) {}
+  Buffer(const torch::stable::Tensor& like, int64_t count) {
+    if (count * static_cast<int64_t>(sizeof(T)) <= kLittle) {
+      little_.reset(static_cast<T*>(::operator new(count * sizeof(T), kAlignment)));
+      data_ = little_.get();
+    } else {
+      constexpr auto kType = sizeof(T) == sizeof(double) ? torch::headeronly::ScalarType::Double
+                                                         : torch::headeronly::ScalarType::Float;
+      tensor_.emplace(torch::stable::new_empty(like, {count}, kType));
+      data_ = static_cast<T*>(tensor_->mutable_data_ptr());
+    }
+  }
 
   T* data() const { return data_; }
 
  private:
-  torch::stable::Tensor tensor_;
+  static constexpr int64_t kLittle = 65536;
+  static constexpr std::align_val_t kAlignment{64};
+  struct Free {
+    void operator()(T* memory) const { ::operator delete(memory, kAlignment); }
+  };
+
+  std::unique_ptr<T, Free> little_;
+  std::optional<torch::stable::Tensor> tensor_;
   T* data_;
 };
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The back end that both native libraries share: the CPU and the CUDA one have the same schemas."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -61,8 +62,13 @@ class NativeBackend(Generic[P]):
 
     def run(self, step: str, call: tuple[Any, ...]) -> None:
         """Call ``<op>_<step>``, of an op that has more steps than two."""
-        library = getattr(torch.ops, f"ocnet_{self._half}")
-        getattr(library, f"{self._op}_{step}")(*call)
+        _overload(self._half, f"{self._op}_{step}")(*call)
+
+
+@functools.cache
+def _overload(half: str, name: str) -> Callable[..., None]:
+    found: Callable[..., None] = getattr(getattr(torch.ops, f"ocnet_{half}"), name).default
+    return found
 
 
 def _refuse_old(device: torch.device) -> Support | None:

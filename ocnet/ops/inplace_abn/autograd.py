@@ -298,7 +298,7 @@ def in_their_dtypes(
     """Return ``None`` for gradients that are not needed, and those of vectors in their dtypes."""
     dtypes = [None] * (len(grads) - len(vectors)) + [v if v is None else v.dtype for v in vectors]
     return tuple(
-        None if not need else grad if dtype is None else grad.to(dtype)
+        None if not need else grad if dtype in (None, grad.dtype) else grad.to(dtype)
         for grad, need, dtype in zip(grads, needed, dtypes, strict=True)
     )
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ocnet.ops.inplace_abn import collectives, steps
 from ocnet.ops.inplace_abn.autograd import in_their_dtypes
-from ocnet.ops.inplace_abn.layout import empty_like_map
+from ocnet.ops.inplace_abn.layout import empty_like_map, vector
 from ocnet.ops.inplace_abn.problem import accumulator
 from ocnet.ops.inplace_abn.steps import Pointwise
 from ocnet.ops.inplace_abn.surroundings import OVER_INPUT
@@ -114,7 +114,9 @@ def _run(
         return running[1]
     c, on_host = x.shape[1], not isinstance(momentum, Tensor)
     mean, var = steps.empty_vector(x, c), steps.empty_vector(x, c)
-    moved = _movable(running[0], accumulator(x.dtype)), _movable(running[1], accumulator(x.dtype))
+    wide = accumulator(x.dtype)
+    # What kernels move themselves: the statistics, or a copy in the accumulation dtype.
+    moved = vector(running[0], wide), vector(running[1], wide)
     told = (moved, moved) if on_host else ((None, None), (None, None))
     steps.forward(
         x, out, residual, vectors, packed, told[0],
@@ -131,11 +133,6 @@ def _run(
         else:
             values.copy_(new)
     return var
-
-
-def _movable(values: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """Return what kernels move themselves: the statistics, or a copy in the accumulation dtype."""
-    return values if values is None else values.to(dtype).contiguous()
 
 
 def move_by(

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Maps of any rank as dense matrices: planes of pixels, or rows of channels."""
 
+import math
 from typing import Any
 
 import torch
@@ -23,7 +24,9 @@ def in_rows(x: Tensor) -> bool:
 def empty_like_map(x: Tensor) -> Tensor:
     """Allocate a dense map of the shape, dtype, device and layout of ``x``."""
     if not in_rows(x):
-        return x.new_empty(tuple(x.shape))
+        return torch.empty_like(x, memory_format=torch.contiguous_format)
+    if x.dim() == 4:
+        return torch.empty_like(x, memory_format=torch.channels_last)
     shape: tuple[Any, ...] = (x.shape[0], *x.shape[2:], x.shape[1])
     return x.new_empty(shape).movedim(-1, 1)
 
@@ -33,20 +36,29 @@ def as_matrix(x: Tensor, rows: bool) -> Tensor:
 
     The copy is also made where the first number is not at a multiple of 16 bytes.
     """
-    if rows:
-        matrix = x.movedim(1, -1).contiguous().view(-1, x.shape[1])
+    if not _is_dense(x, rows):
+        x = x.movedim(1, -1).contiguous().movedim(-1, 1) if rows else x.contiguous()
+    n, c = x.shape[:2]
+    length = x.numel() // (n * c) if n > 0 else math.prod(x.shape[2:])
+    # One pixel: the same memory, and rows are what kernels read well.
+    if rows or length == 1:
+        matrix = x.as_strided((n * length, c), (c, 1))
     else:
-        matrix = x.contiguous().flatten(2)
-        if matrix.shape[2] == 1:
-            # One pixel: the same memory, and rows are what kernels read well.
-            matrix = matrix.squeeze(2)
+        matrix = x.view(n, c, length)
     return matrix if matrix.data_ptr() % ALIGNMENT == 0 else matrix.clone()
 
 
 def is_matrix(x: Tensor) -> bool:
     """Return whether :func:`as_matrix` of a real tensor is a view, so that ``x`` can be overwritten."""
-    dense = x.movedim(1, -1).is_contiguous() if in_rows(x) else x.is_contiguous()
-    return dense and x.data_ptr() % ALIGNMENT == 0
+    return _is_dense(x, in_rows(x)) and x.data_ptr() % ALIGNMENT == 0
+
+
+def _is_dense(x: Tensor, rows: bool) -> bool:
+    if not rows or x.dim() == 2:
+        return x.is_contiguous()
+    if x.dim() == 4:
+        return x.is_contiguous(memory_format=torch.channels_last)
+    return x.movedim(1, -1).is_contiguous()
 
 
 def vector(values: Tensor | None, dtype: torch.dtype) -> Tensor | None:

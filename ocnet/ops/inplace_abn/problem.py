@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: MIT
 """What a call of in-place ABN looks like to a back end: its sizes, its tensors, the point-wise part."""
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -24,8 +23,7 @@ ACTIVATIONS = {
 SCALE_MODES = ("abs_eps", "signed")
 
 
-@dataclass(frozen=True)
-class Problem:
+class Problem(NamedTuple):
     """Sizes and kinds of one call.
 
     Attributes:
