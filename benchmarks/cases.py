@@ -70,7 +70,7 @@ _ON_CPU = ("float32", "bfloat16")
 def _norm(
     network: str,
     sizes: tuple[int, int, int, int],
-    on_cpu: int,
+    *on_cpu: int,
     residual: bool = False,
     short: bool = False,
 ) -> list[Case]:
@@ -78,7 +78,9 @@ def _norm(
     n, c, h, w = sizes
     name = f"abn-{c}-{h}" + ("" if h == w else f"x{w}") + ("-residual" if residual else "")
     cases = []
-    for count, cuda, cpu in ((n, _ON_CPU[::-1], ()), (on_cpu, (), _ON_CPU)):
+    for count in sorted({n, *on_cpu}, reverse=True):
+        cuda = _ON_CPU[::-1] if count == n else ()
+        cpu = _ON_CPU if count in on_cpu else ()
         for layout, end in (("channels_last", ""), ("nchw", "-nchw")):
             call = ABNWorkload(count, h, w, C=c, residual=residual, layout=layout)
             cases.append(Case(f"{name}-n{count}{end}", network, call, cuda, cpu, short))
@@ -156,7 +158,7 @@ CASES = (
     *_norm("ResNet-50, stage 1, end of a block", (32, 256, 56, 56), 4, residual=True, short=True),
     *_norm("ResNet-50, stage 2", (32, 512, 28, 28), 4),
     *_norm("ResNet-50, stage 3", (32, 1024, 14, 14), 4),
-    *_norm("ResNet-50, stage 4", (8, 2048, 7, 7), 2),
+    *_norm("ResNet-50, stage 4", (8, 2048, 7, 7), 8, 2),
     *_norm("64 channels at stride 8 of a whole image", (8, 64, 128, 256), 2),
     *_norm("Base-OC, transform", (2, 512, 97, 97), 1),
     *_norm("ResNet-101 at stride 8, stage 4", (2, 2048, 65, 129), 1, short=True),

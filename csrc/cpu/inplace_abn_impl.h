@@ -295,7 +295,11 @@ struct Loop {
     // between: a processor that sees every row ask for a line now and then foresees nothing.
     const bool dense = block.length == block.stride;
     const int64_t between = dense ? kLine : block.stride;
-    int64_t ahead = end * block.stride + (dense ? column * (end - first) : column);
+    const int64_t far = std::max(end, first + kShort / block.stride);
+    int64_t ahead = far * block.stride + (dense ? column * (end - first) : column);
+    if (far >= block.lines) {
+      ahead = first * block.stride;  // what comes next may be another worker's
+    }
     Ops all[Wide];
     Sums sums[Wide];
     OCNET_UNROLL

@@ -116,10 +116,14 @@ class AbnSchedule {
   template <typename Task>
   void each_chunk(bool back, const Task& task) {
     const int64_t width = width_of_tasks(), across = groups(width), chunks = layout_.chunks();
-    run_tasks(chunks * across, workers_, [&](int64_t worker, int64_t index) {
-      const int64_t turn = index / across, chunk = back ? chunks - 1 - turn : turn;
-      each_unit(group_at(index - turn * across, width),
-                [&](const AbnUnit& unit) { task(worker, chunk, unit); });
+    const int64_t all = chunks * across, together = std::max<int64_t>(1, all / (16 * workers_));
+    run_tasks(ceil_div(all, together), workers_, [&](int64_t worker, int64_t turn) {
+      const int64_t end = std::min(all, (turn + 1) * together);
+      for (int64_t index = turn * together; index < end; ++index) {
+        const int64_t place = back ? all - 1 - index : index, chunk = place / across;
+        each_unit(group_at(place - chunk * across, width),
+                  [&](const AbnUnit& unit) { task(worker, chunk, unit); });
+      }
     });
   }
 
