@@ -53,6 +53,7 @@ class AbnBackwardPass {
     block_.channels = memory_.values();
     block_.alpha = parameters.param;
     block_.alpha_floor = elu_floor();
+    block_.past_caches = layout.past_caches(block_);
   }
 
   bool reduces() const {

@@ -96,6 +96,7 @@ class AbnForward : public AbnMoments<T, Element> {
     this->block_.target = static_cast<Element*>(out.mutable_data_ptr());
     this->block_.channels = memory_.values();
     this->block_.alpha = parameters.param;
+    this->block_.past_caches = layout.past_caches(this->block_);
   }
 
   bool reduces() const { return statistics_.training && statistics_.packed == nullptr; }

@@ -137,10 +137,10 @@ struct Loop {
       grad_residual[part] = out.grad_residual;
     }
     if (Op::kWrites && block.target != nullptr) {
-      Stored<Element>::write(block.target + at, target);
+      Stored<Element>::write(block.target + at, target, block.past_caches);
     }
     if (Op::kWrites && Op::kReadsGradient && block.grad_residual != nullptr) {
-      Stored<Element>::write(block.grad_residual + at, grad_residual);
+      Stored<Element>::write(block.grad_residual + at, grad_residual, block.past_caches);
     }
   }
 
@@ -171,8 +171,8 @@ struct Loop {
     }
   }
 
-  // Also what is only written: its lines come from memory too. Asking for what is not there, or not
-  // wanted, does nothing.
+  // Also what is only written, unless that goes past the caches: its lines come from memory too.
+  // Asking for what is not there does nothing.
   static OCNET_INLINE void prefetch(const Block& block, int64_t at) {
     OCNET_PREFETCH(block.map + at);
     if constexpr (Op::kReadsGradient) {
@@ -181,10 +181,11 @@ struct Loop {
     if (Op::kReadsResidual && block.residual != nullptr) {
       OCNET_PREFETCH(block.residual + at);
     }
-    if (Op::kWrites && block.target != nullptr) {
+    if (Op::kWrites && block.target != nullptr && !block.past_caches) {
       OCNET_PREFETCH(block.target + at);
     }
-    if (Op::kWrites && Op::kReadsGradient && block.grad_residual != nullptr) {
+    if (Op::kWrites && Op::kReadsGradient && block.grad_residual != nullptr &&
+        !block.past_caches) {
       OCNET_PREFETCH(block.grad_residual + at);
     }
   }
@@ -415,9 +416,14 @@ struct Loop {
 
 // Code for the base of x86 is slow while upper halves of vectors are in use. Compilers see to that,
 // but not behind a call of a function that they know to use none.
-OCNET_INLINE void leave() {
-#if OCNET_X86 && OCNET_BYTES > 16
+OCNET_INLINE void leave(bool past_caches) {
+#if OCNET_X86
+  if (past_caches) {
+    _mm_sfence();  // others see what was written past the caches in no order
+  }
+#if OCNET_BYTES > 16
   _mm256_zeroupper();
+#endif
 #endif
 }
 
@@ -428,7 +434,7 @@ void run(const AbnBlock<T, Element>& block) {
   } else {
     Loop<Op, Element>::planes(block);
   }
-  leave();
+  leave(block.past_caches);
 }
 
 // Deviations are from the mean of a sixteenth of the block: near enough to the whole block's, since

@@ -5,9 +5,11 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <iterator>
 
 #include <torch/csrc/stable/tensor.h>
 
+#include "cache.h"
 #include "inplace_abn_kernels.h"
 #include "numbers.h"
 
@@ -45,6 +47,23 @@ class AbnLayout {
   int64_t numbers() const { return count() * channels_; }
   int64_t chunks() const { return chunks_; }
   int64_t length() const { return length_; }  // of a plane, or rows
+
+  // Whether what a pass writes should go past the caches: where all its maps together do not fit,
+  // and each line is whole cache lines.
+  template <typename T, typename Element>
+  bool past_caches(const AbnBlock<T, Element>& block) const {
+    constexpr int64_t kLine = 64;
+    const void* const maps[] = {block.map, block.residual, block.grad_out, block.target,
+                                block.grad_residual};
+    const int64_t count = std::count_if(std::begin(maps), std::end(maps),
+                                        [](const void* map) { return map != nullptr; });
+    const auto fits = [](const void* target) {
+      return reinterpret_cast<uintptr_t>(target) % kLine == 0;
+    };
+    return count * numbers() * static_cast<int64_t>(sizeof(Element)) > largest_cache() &&
+           (rows_ ? channels_ : length_) * sizeof(Element) % kLine == 0 &&
+           block.target != block.map && fits(block.target) && fits(block.grad_residual);
+  }
 
   // Numbers of each channel in a chunk, and in those before it.
   int64_t count_of(int64_t chunk) const {

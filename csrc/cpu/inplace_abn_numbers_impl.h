@@ -10,6 +10,33 @@ OCNET_INLINE auto negative(Vector<T> value) {
   return bit_copy<SignedBits<T>>(value) < SignedBits<T>{};
 }
 
+// Stores a vector, past the caches if they are to keep what is in them: memory is then not read
+// before it is written. The address must be a multiple of the vector's size for that.
+template <typename V, typename T>
+OCNET_INLINE void store(T* target, V value, bool past_caches) {
+#if OCNET_X86
+  if (past_caches) {
+#if OCNET_BYTES == 64
+    if constexpr (sizeof(V) == 64) {
+      _mm512_stream_si512(reinterpret_cast<__m512i*>(target), bit_copy<__m512i>(value));
+      return;
+    }
+#endif
+#if OCNET_BYTES >= 32
+    if constexpr (sizeof(V) == 32) {
+      _mm256_stream_si256(reinterpret_cast<__m256i*>(target), bit_copy<__m256i>(value));
+      return;
+    }
+#endif
+    if constexpr (sizeof(V) == 16) {
+      _mm_stream_si128(reinterpret_cast<__m128i*>(target), bit_copy<__m128i>(value));
+      return;
+    }
+  }
+#endif
+  store(target, value);
+}
+
 // How numbers are in memory: `read` makes kParts vectors of kStep neighbours, of which number i is
 // in vector i % kParts. Narrowing rounds to nearest even, and keeps subnormal numbers and the sign
 // bit of everything.
@@ -20,7 +47,9 @@ struct Stored {
   static OCNET_INLINE void read(const Element* source, V (&parts)[1]) {
     parts[0] = load<V>(source);
   }
-  static OCNET_INLINE void write(Element* target, const V (&parts)[1]) { store(target, parts[0]); }
+  static OCNET_INLINE void write(Element* target, const V (&parts)[1], bool past_caches) {
+    store(target, parts[0], past_caches);
+  }
 };
 
 // 16-bit numbers are read two at a time, as one of 32 bits: no lane has to move.
@@ -37,8 +66,9 @@ struct Stored<c10::BFloat16> {
     parts[0] = bit_copy<V>(pairs << 16);
     parts[1] = bit_copy<V>(pairs & 0xffff0000u);
   }
-  static OCNET_INLINE void write(c10::BFloat16* target, const V (&parts)[kPair]) {
-    store(target, (rounded(parts[0]) >> 16) | (rounded(parts[1]) & 0xffff0000u));
+  static OCNET_INLINE void write(c10::BFloat16* target, const V (&parts)[kPair],
+                                 bool past_caches) {
+    store(target, (rounded(parts[0]) >> 16) | (rounded(parts[1]) & 0xffff0000u), past_caches);
   }
   // A carry could make a number of a NaN with all of its upper half set, but none comes here: what
   // numbers are made of are 16-bit numbers and values of channels (AbnChannelMemory).
@@ -59,16 +89,18 @@ struct Stored<c10::Half> {
   static OCNET_INLINE void read(const c10::Half* source, V (&parts)[1]) {
     parts[0] = bit_copy<V>(_mm512_maskz_cvtph_ps(kAllLanes, load<__m256i>(source)));
   }
-  static OCNET_INLINE void write(c10::Half* target, const V (&parts)[1]) {
+  static OCNET_INLINE void write(c10::Half* target, const V (&parts)[1], bool past_caches) {
     store(target,
-          _mm512_maskz_cvtps_ph(kAllLanes, bit_copy<__m512>(parts[0]), _MM_FROUND_TO_NEAREST_INT));
+          _mm512_maskz_cvtps_ph(kAllLanes, bit_copy<__m512>(parts[0]), _MM_FROUND_TO_NEAREST_INT),
+          past_caches);
   }
 #else
   static OCNET_INLINE void read(const c10::Half* source, V (&parts)[1]) {
     parts[0] = bit_copy<V>(_mm256_cvtph_ps(load<__m128i>(source)));
   }
-  static OCNET_INLINE void write(c10::Half* target, const V (&parts)[1]) {
-    store(target, _mm256_cvtps_ph(bit_copy<__m256>(parts[0]), _MM_FROUND_TO_NEAREST_INT));
+  static OCNET_INLINE void write(c10::Half* target, const V (&parts)[1], bool past_caches) {
+    store(target, _mm256_cvtps_ph(bit_copy<__m256>(parts[0]), _MM_FROUND_TO_NEAREST_INT),
+          past_caches);
   }
 #endif
 };
@@ -83,8 +115,8 @@ struct Stored<c10::Half> {
     parts[0] = widen(pairs & 0xffffu);
     parts[1] = widen(pairs >> 16);
   }
-  static OCNET_INLINE void write(c10::Half* target, const V (&parts)[kPair]) {
-    store(target, narrow(parts[0]) | (narrow(parts[1]) << 16));
+  static OCNET_INLINE void write(c10::Half* target, const V (&parts)[kPair], bool past_caches) {
+    store(target, narrow(parts[0]) | (narrow(parts[1]) << 16), past_caches);
   }
   // As widen_half in numbers.h.
   static OCNET_INLINE V widen(B bits) {
