@@ -184,8 +184,7 @@ struct Loop {
     if (Op::kWrites && block.target != nullptr && !block.past_caches) {
       OCNET_PREFETCH(block.target + at);
     }
-    if (Op::kWrites && Op::kReadsGradient && block.grad_residual != nullptr &&
-        !block.past_caches) {
+    if (Op::kWrites && Op::kReadsGradient && block.grad_residual != nullptr && !block.past_caches) {
       OCNET_PREFETCH(block.grad_residual + at);
     }
   }
@@ -351,8 +350,12 @@ struct Loop {
 
   // How many rows to work on at the same time, which share the values of their channels. The lines
   // of a column must find room in the cache: those whose addresses differ by pages, as of rows that
-  // are so far apart and of maps that begin alike, share a place that holds only so many.
+  // are so far apart and of maps that begin alike, share a place that holds only so many. Sums are
+  // of as many rows wherever maps are, or their rounding would depend on it.
   static int64_t together(const Block& block) {
+    if (Op::kKinds > 0) {
+      return kTogether;
+    }
     constexpr int64_t kPage = 4096, kPlaces = 8;
     const void* const maps[] = {block.map, Op::kReadsGradient ? block.grad_out : nullptr,
                                 Op::kReadsResidual ? block.residual : nullptr,

@@ -48,7 +48,7 @@ struct AbnBlock {
   T alpha, alpha_floor;  // scale of ELU, and the least z / alpha that is taken to be so
   double* sums;          // added to: those of the first kind, then of the next
   int64_t sums_stride;
-  T* scratch;  // of a worker: 1 + kAbnSums vectors of abn_padded(length) where lines are rows
+  T* scratch;        // of a worker: 1 + kAbnSums vectors of abn_padded(length) where lines are rows
   bool past_caches;  // whether what is written goes to memory at once; whole cache lines only
 };
 

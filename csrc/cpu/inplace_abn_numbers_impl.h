@@ -66,8 +66,7 @@ struct Stored<c10::BFloat16> {
     parts[0] = bit_copy<V>(pairs << 16);
     parts[1] = bit_copy<V>(pairs & 0xffff0000u);
   }
-  static OCNET_INLINE void write(c10::BFloat16* target, const V (&parts)[kPair],
-                                 bool past_caches) {
+  static OCNET_INLINE void write(c10::BFloat16* target, const V (&parts)[kPair], bool past_caches) {
     store(target, (rounded(parts[0]) >> 16) | (rounded(parts[1]) & 0xffff0000u), past_caches);
   }
   // A carry could make a number of a NaN with all of its upper half set, but none comes here: what

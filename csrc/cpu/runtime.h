@@ -21,7 +21,8 @@
 namespace ocnet::cpu {
 
 // Uninitialised memory, aligned to cache lines and freed with the object. From torch's allocator,
-// which its profiler sees, unless it is so little that the call of it would take longer than its use.
+// which its profiler sees, unless it is so little that the call of it would take longer than its
+// use.
 template <typename T>
 class Buffer {
  public:

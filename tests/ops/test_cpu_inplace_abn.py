@@ -5,7 +5,8 @@ What every back end must do is in test_inplace_abn.py.
 """
 
 import ctypes
-from collections.abc import Iterator
+import dataclasses
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -49,6 +50,15 @@ def _instructions(request: pytest.FixtureRequest) -> Iterator[None]:
     limit(len(SETS))
     if limit(len(SETS)) < wanted:
         pytest.skip(f"the processor has no {request.param}")
+
+
+@pytest.fixture
+def assume_cache() -> Iterator[Callable[[int], None]]:
+    """Tell the kernels how many bytes the largest cache holds."""
+    assume = ctypes.CDLL(str(_extension.load("cpu").path)).ocnet_cpu_assume_cache
+    assume.argtypes = [ctypes.c_int64]
+    yield assume
+    assume(-1)
 
 
 def ops() -> Any:
@@ -180,6 +190,48 @@ def test_statistics_of_parts_are_merged(shape: tuple[int, ...]) -> None:
     exact = exact_forward(call, tensors)
     sizes = forward_sizes(call, tensors, exact)
     assert_within_rounding(merged, exact, sizes, tensors.x.numel() // c)
+
+
+@pytest.mark.usefixtures("_instructions")
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(3, 5, 64), (2, 3, 224), (9, 64), (37, 160)], ids=str)
+def test_past_the_caches_are_the_same_numbers(
+    shape: tuple[int, ...], dtype: torch.dtype, kind: str, assume_cache: Callable[[int], None]
+) -> None:
+    call = Call(shape, dtype, **KINDS[kind])
+    expected = both(call)
+    assume_cache(0)
+    assert_same_bits(both(call), expected)
+
+
+def at_address(x: Tensor, offset: int) -> Tensor:
+    """Return a copy that begins so many bytes behind the beginning of a page."""
+    page, size = 4096, x.element_size()
+    memory = x.new_empty(x.numel() + 2 * page // size)
+    first = (offset - memory.data_ptr()) % page // size
+    return memory[first : first + x.numel()].view(x.shape).copy_(x)
+
+
+@pytest.mark.usefixtures("_instructions")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", [(37, 2048), (300, 1024), (4, 3, 1024)], ids=str)
+def test_numbers_do_not_depend_on_addresses(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    """How rows are taken together does, where lines of maps get into each other's way."""
+    call = Call(shape, dtype, residual=True)
+    tensors = draw(call)
+
+    def results(*offsets: int) -> Results:
+        maps = (tensors.x, tensors.residual, tensors.grad_out)
+        x, residual, grad_out = map(at_address, maps, offsets)
+        placed = dataclasses.replace(tensors, x=x, residual=residual, grad_out=grad_out)
+        forward = run_forward(ops(), call, placed)
+        given = at_address(forward["out"], offsets[0]), forward["var"]
+        return forward | run_backward(ops(), call, placed, *given, every_gradient(call))
+
+    expected = results(0, 512, 1024)
+    for offsets in ((0, 0, 0), (64, 64, 1984)):
+        assert_same_bits(results(*offsets), expected)
 
 
 # --- accuracy ---

@@ -5,7 +5,7 @@
 steps of the synchronised form are called by ``ocnet.ops.inplace_abn.transfer`` only.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -293,14 +293,16 @@ def _backward(ctx: Any, grad_out: Tensor | None, *_others: Tensor | None) -> tup
 
 
 def in_their_dtypes(
-    grads: tuple[Tensor, ...], needed: list[bool], vectors: tuple[Tensor | None, ...]
-) -> tuple[Tensor | None, ...]:
+    grads: Sequence[Tensor | None], needed: Sequence[bool], vectors: Sequence[Tensor | None]
+) -> list[Tensor | None]:
     """Return ``None`` for gradients that are not needed, and those of vectors in their dtypes."""
-    dtypes = [None] * (len(grads) - len(vectors)) + [v if v is None else v.dtype for v in vectors]
-    return tuple(
-        None if not need else grad if dtype in (None, grad.dtype) else grad.to(dtype)
-        for grad, need, dtype in zip(grads, needed, dtypes, strict=True)
-    )
+    result = [grad if need else None for grad, need in zip(grads, needed, strict=True)]
+    first = len(result) - len(vectors)
+    for i, vector in enumerate(vectors, first):
+        grad = result[i]
+        if vector is not None and grad is not None and grad.dtype != vector.dtype:
+            result[i] = grad.to(vector.dtype)
+    return result
 
 
 def _no_second_order(ctx: Any, *_grads: Any) -> None:

@@ -127,7 +127,7 @@ def _check_vector(function: str, name: str, values: Any, x: Tensor) -> None:
         raise TypeError(f"{function}: {name} must be a tensor, got {type(values).__name__}")
     if not values.is_floating_point():
         raise TypeError(f"{function}: {name} must be floating, got {_name(values.dtype)}")
-    if values.dim() != 1 or values.shape[0] != x.shape[1]:
+    if values.shape != x.shape[1:2]:
         raise ValueError(
             f"{function}: {name} must have shape ({x.shape[1]},), got {shape_of(values)}"
         )

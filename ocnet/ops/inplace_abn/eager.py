@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The Function of plain eager calls: the steps themselves, because the dispatcher takes longer than they do."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from ocnet.ops.inplace_abn import collectives, steps
 from ocnet.ops.inplace_abn.autograd import in_their_dtypes
-from ocnet.ops.inplace_abn.layout import empty_like_map, vector
+from ocnet.ops.inplace_abn.layout import empty_like_map, wide_vectors
 from ocnet.ops.inplace_abn.problem import accumulator
 from ocnet.ops.inplace_abn.steps import Pointwise
 from ocnet.ops.inplace_abn.surroundings import OVER_INPUT
@@ -114,13 +115,12 @@ def _run(
         return running[1]
     c, on_host = x.shape[1], not isinstance(momentum, Tensor)
     mean, var = steps.empty_vector(x, c), steps.empty_vector(x, c)
-    wide = accumulator(x.dtype)
     # What kernels move themselves: the statistics, or a copy in the accumulation dtype.
-    moved = vector(running[0], wide), vector(running[1], wide)
-    told = (moved, moved) if on_host else ((None, None), (None, None))
+    moved = wide_vectors(running, accumulator(x.dtype))
+    told: Sequence[Tensor | None] = moved if on_host else (None, None)
     steps.forward(
-        x, out, residual, vectors, packed, told[0],
-        (True, float(momentum) if on_host else 0.0, eps), pointwise, (mean, var, *told[1]),
+        x, out, residual, vectors, packed, told,
+        (True, float(momentum) if on_host else 0.0, eps), pointwise, (mean, var, *told),
     )  # fmt: skip
     if isinstance(momentum, Tensor):
         move_by(running, (mean, var), momentum, x.numel() // c if total is None else total)

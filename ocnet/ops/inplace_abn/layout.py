@@ -2,6 +2,7 @@
 """Maps of any rank as dense matrices: planes of pixels, or rows of channels."""
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -61,8 +62,9 @@ def _is_dense(x: Tensor, rows: bool) -> bool:
     return x.movedim(1, -1).is_contiguous()
 
 
-def vector(values: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """Return a contiguous vector of channels in the accumulation dtype."""
-    if values is None or (values.dtype == dtype and values.is_contiguous()):
-        return values
-    return values.to(dtype).contiguous()
+def wide_vectors(vectors: Iterable[Tensor | None], dtype: torch.dtype) -> list[Tensor | None]:
+    """Return contiguous vectors of channels in the accumulation dtype."""
+    return [
+        v if v is None or (v.dtype == dtype and v.is_contiguous()) else v.to(dtype).contiguous()
+        for v in vectors
+    ]

@@ -5,6 +5,7 @@ What the registered ops do (``autograd.py``), and what plain eager calls do with
 (``eager.py``).
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from ocnet.ops._backends import Backends, Support
 from ocnet.ops.inplace_abn import cpu_backend, cuda_backend, reference, triton_backend
-from ocnet.ops.inplace_abn.layout import as_matrix, empty_like_map, in_rows, vector
+from ocnet.ops.inplace_abn.layout import as_matrix, empty_like_map, in_rows, wide_vectors
 from ocnet.ops.inplace_abn.problem import (
     ACTIVATIONS,
     ApplyCall,
@@ -108,7 +109,7 @@ def forward(
     residual: Tensor | None,
     vectors: Vectors,
     packed: Tensor | None,
-    running: tuple[Tensor | None, Tensor | None],
+    running: Sequence[Tensor | None],
     scalars: tuple[bool, float, float],
     pointwise: Pointwise,
     statistics: tuple[Tensor | None, ...],
@@ -123,9 +124,9 @@ def forward(
         (
             matrix,
             None if residual is None else as_matrix(residual, rows),
-            *(vector(values, wide) for values in vectors),
+            *wide_vectors(vectors, wide),
             packed,
-            *(vector(values, wide) for values in running),
+            *wide_vectors(running, wide),
             *scalars,
             *pointwise.codes(),
             matrix if out is x else as_matrix(out, rows),
@@ -135,13 +136,8 @@ def forward(
     _choose(matrix, pointwise.backend).forward(call)
 
 
-def _matrices(
-    out: Tensor, residual: Tensor | None, grad_out: Tensor, vectors: Vectors
-) -> tuple[Any, ...]:
-    rows, wide = in_rows(out), accumulator(out.dtype)
-    added = None if residual is None else as_matrix(residual, rows)
-    maps = (as_matrix(out, rows), added, as_matrix(grad_out, rows))
-    return (*maps, *(vector(values, wide) for values in vectors))
+def _matrices(rows: bool, *maps: Tensor | None) -> list[Tensor | None]:
+    return [None if x is None else as_matrix(x, rows) for x in maps]
 
 
 def _empty_maps(out: Tensor, needed: tuple[bool, ...]) -> list[Tensor | None]:
@@ -150,11 +146,6 @@ def _empty_maps(out: Tensor, needed: tuple[bool, ...]) -> list[Tensor | None]:
 
 def _empty_vectors(out: Tensor, needed: tuple[bool, ...]) -> list[Tensor | None]:
     return [empty_vector(out, out.shape[1]) if need else None for need in needed]
-
-
-def _targets(grads: list[Tensor | None], out: Tensor) -> list[Tensor | None]:
-    rows = in_rows(out)
-    return [None if grad is None else as_matrix(grad, rows) for grad in grads]
 
 
 def backward(
@@ -172,11 +163,18 @@ def backward(
     maps, grads = _empty_maps(out, needed[:2]), _empty_vectors(out, needed[2:])
     if out.numel() == 0:
         return [*maps, *(None if grad is None else grad.zero_() for grad in grads)]
-    matrices = _matrices(out, residual, grad_out, vectors)
-    used = vector(var, accumulator(out.dtype))
-    assert used is not None
+    rows, wide = in_rows(out), accumulator(out.dtype)
+    matrices = _matrices(rows, out, residual, grad_out, *maps)
     call = BackwardCall._make(
-        (*matrices, used, training, eps, *pointwise.codes(), *_targets(maps, out), *grads)
+        (
+            *matrices[:3],
+            *wide_vectors((*vectors, var), wide),
+            training,
+            eps,
+            *pointwise.codes(),
+            *matrices[3:],
+            *grads,
+        )
     )
     _choose(call.out, pointwise.backend).backward(call)
     return [*maps, *grads]
@@ -194,8 +192,9 @@ def reduce(
     """Return the sums ``(2, C)`` of this rank, and the gradients of weight, bias and slope."""
     sums = empty_vector(out, 2 * out.shape[1]).view(2, -1)
     grads = _empty_vectors(out, needed)
-    matrices = _matrices(out, residual, grad_out, vectors)
-    call = ReduceCall._make((*matrices, total, *pointwise.codes(), sums, *grads))
+    matrices = _matrices(in_rows(out), out, residual, grad_out)
+    known = wide_vectors(vectors, accumulator(out.dtype))
+    call = ReduceCall._make((*matrices, *known, total, *pointwise.codes(), sums, *grads))
     _choose(call.out, pointwise.backend).reduce(call)
     return sums, grads
 
@@ -214,9 +213,11 @@ def apply(
 ) -> list[Tensor | None]:
     """Return the gradients of x and of the residual, from the sums over all ranks."""
     grads = _empty_maps(out, needed)
-    matrices = _matrices(out, residual, grad_out, vectors)
+    matrices = _matrices(in_rows(out), out, residual, grad_out, *grads)
+    known = wide_vectors(vectors, accumulator(out.dtype))
     added = None if sums is None else sums.contiguous()
-    targets = _targets(grads, out)
-    call = ApplyCall._make((*matrices, var, added, total, eps, *pointwise.codes(), *targets))
+    call = ApplyCall._make(
+        (*matrices[:3], *known, var, added, total, eps, *pointwise.codes(), *matrices[3:])
+    )
     _choose(call.out, pointwise.backend).apply(call)
     return grads

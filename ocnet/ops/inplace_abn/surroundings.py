@@ -12,7 +12,7 @@ from ocnet.ops.inplace_abn.layout import is_matrix
 # overwrites the input without anybody seeing it), or over the input.
 NEW, OVER_COPY, OVER_INPUT = "new", "over_copy", "over_input"
 
-_PLAIN = (Tensor, torch.nn.Parameter, type(None))
+_PLAIN = frozenset((Tensor, torch.nn.Parameter, type(None)))
 
 
 class ConsumedTensor(Tensor):
@@ -37,7 +37,7 @@ def runs_eagerly(tensors: tuple[Tensor | None, ...]) -> bool:
     """
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
         return False
-    plain = all(type(tensor) in _PLAIN for tensor in tensors)
+    plain = _PLAIN.issuperset(map(type, tensors))
     return plain and not is_transformed() and tensors[0] is not None and not tensors[0].is_meta
 
 
