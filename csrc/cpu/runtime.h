@@ -20,25 +20,39 @@
 
 namespace ocnet::cpu {
 
-// Uninitialised memory, aligned to cache lines and freed with the object. From torch's allocator,
-// which its profiler sees, unless it is so little that the call of it would take longer than its
-// use.
+// Uninitialised memory from torch's allocator (64-byte aligned, seen by its profiler), freed with
+// the object.
 template <typename T>
 class Buffer {
  public:
-  Buffer(const torch::stable::Tensor& like, int64_t count) {
+  Buffer(const torch::stable::Tensor& like, int64_t count)
+      : tensor_(torch::stable::new_empty(like, {count},
+                                         sizeof(T) == sizeof(double)
+                                             ? torch::headeronly::ScalarType::Double
+                                             : torch::headeronly::ScalarType::Float)),
+        data_(static_cast<T*>(tensor_.mutable_data_ptr())) {}
+
+  T* data() const { return data_; }
+
+ private:
+  torch::stable::Tensor tensor_;
+  T* data_;
+};
+
+// The same, but not from torch's allocator if it is so little that the call of that would take
+// longer than its use.
+template <typename T>
+class LittleBuffer {
+ public:
+  LittleBuffer(const torch::stable::Tensor& like, int64_t count) {
     if (count * static_cast<int64_t>(sizeof(T)) <= kLittle) {
       little_.reset(static_cast<T*>(::operator new(count * sizeof(T), kAlignment)));
-      data_ = little_.get();
     } else {
-      constexpr auto kType = sizeof(T) == sizeof(double) ? torch::headeronly::ScalarType::Double
-                                                         : torch::headeronly::ScalarType::Float;
-      tensor_.emplace(torch::stable::new_empty(like, {count}, kType));
-      data_ = static_cast<T*>(tensor_->mutable_data_ptr());
+      large_.emplace(like, count);
     }
   }
 
-  T* data() const { return data_; }
+  T* data() const { return large_ ? large_->data() : little_.get(); }
 
  private:
   static constexpr int64_t kLittle = 65536;
@@ -48,8 +62,7 @@ class Buffer {
   };
 
   std::unique_ptr<T, Free> little_;
-  std::optional<torch::stable::Tensor> tensor_;
-  T* data_;
+  std::optional<Buffer<T>> large_;
 };
 
 // What a pass keeps for its whole duration, in one block of memory: shares are taken first, then
