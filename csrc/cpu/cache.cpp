@@ -19,9 +19,9 @@ int64_t detect() {
 #if OCNET_X86
   for (const unsigned int leaf : {4u, 0x8000001du}) {  // of Intel, of AMD: the same bits
     unsigned int a, b, c, d;
-    for (unsigned int cache = 0; __get_cpuid_count(leaf, cache, &a, &b, &c, &d); ++cache) {
-      const unsigned int kind = a & 31;
-      if (kind == 0) break;
+    // The list ends with a cache of kind 0; not every virtual machine ends it.
+    for (unsigned int cache = 0; cache < 8; ++cache) {
+      if (!__get_cpuid_count(leaf, cache, &a, &b, &c, &d) || (a & 31) == 0) break;
       const int64_t line = (b & 0xfff) + 1, parts = ((b >> 12) & 0x3ff) + 1, ways = (b >> 22) + 1;
       largest = std::max(largest, line * parts * ways * (int64_t{c} + 1));
     }

@@ -90,7 +90,7 @@ class AbnChannelMemory {
  private:
   static constexpr int kValues = 9;
   int64_t size_;
-  LittleBuffer<T> memory_;
+  ScratchBuffer<T> memory_;
   AbnChannels<T> values_;
 };
 

@@ -192,7 +192,7 @@ struct Loop {
   // The line of the next channel but one begins behind that of the next. Lines that are short and
   // far apart are not foreseen by the processor.
   static OCNET_INLINE void prefetch_line(const Block& block, int64_t start) {
-    if (block.length < kShort) {
+    if (block.length < kPage) {
       for (int64_t i = 0; i < block.length; i += kLine) {
         prefetch(block, start + i);
       }
@@ -292,10 +292,11 @@ struct Loop {
   static OCNET_INLINE void columns(const Block& block, int64_t first, int64_t end, int64_t step) {
     const int64_t column = step * kStep;
     // The rows behind these are asked for line by line in the order of memory, where nothing lies
-    // between: a processor that sees every row ask for a line now and then foresees nothing.
+    // between, and a page ahead at least, as short rows are done before memory answers: a processor
+    // that sees every row ask for a line now and then foresees nothing.
     const bool dense = block.length == block.stride;
     const int64_t between = dense ? kLine : block.stride;
-    const int64_t far = std::max(end, first + kShort / block.stride);
+    const int64_t far = std::max(end, first + kPage / block.stride);
     int64_t ahead = far * block.stride + (dense ? column * (end - first) : column);
     if (far >= block.lines) {
       ahead = first * block.stride;  // what comes next may be another worker's
@@ -356,12 +357,14 @@ struct Loop {
     if (Op::kKinds > 0) {
       return kTogether;
     }
-    constexpr int64_t kPage = 4096, kPlaces = 8;
+    constexpr int64_t kPageBytes = 4096, kPlaces = 8;
     const void* const maps[] = {block.map, Op::kReadsGradient ? block.grad_out : nullptr,
                                 Op::kReadsResidual ? block.residual : nullptr,
                                 Op::kWrites ? block.target : nullptr,
                                 Op::kWrites ? block.grad_residual : nullptr};
-    const auto line = [](const void* map) { return reinterpret_cast<uintptr_t>(map) % kPage / 64; };
+    const auto line = [](const void* map) {
+      return reinterpret_cast<uintptr_t>(map) % kPageBytes / 64;
+    };
     int64_t alike = 1;
     for (const void* map : maps) {
       int64_t others = 0;
@@ -371,7 +374,7 @@ struct Loop {
       alike = std::max(alike, others);
     }
     const int64_t between = block.stride * static_cast<int64_t>(sizeof(Element));
-    return std::min(kTogether, kPage / std::gcd(kPage, between) * (kPlaces / alike));
+    return std::min(kTogether, kPageBytes / std::gcd(kPageBytes, between) * (kPlaces / alike));
   }
 
   // Lines are rows of channels.
@@ -413,7 +416,9 @@ struct Loop {
   static constexpr int kUnroll = Op::kUnroll / kParts > 1 ? Op::kUnroll / kParts : 1;
   // Numbers whose sums are added up in one go: short chains lose less than one long one.
   static constexpr int64_t kChain = 32 * kUnroll * kStep;
-  static constexpr int64_t kLine = 64 / sizeof(Element), kShort = 64 * kLine, kAhead = 16 * kLine;
+  // Numbers of a cache line, of a page, and of the lines between the one asked for and that at
+  // work.
+  static constexpr int64_t kLine = 64 / sizeof(Element), kPage = 64 * kLine, kAhead = 16 * kLine;
   static constexpr int64_t kTogether = sizeof(Element) == 2 ? 8 : 4;
 };
 

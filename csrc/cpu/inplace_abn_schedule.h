@@ -59,8 +59,8 @@ class AbnSchedule {
 
   void channel_by_channel() {
     const int64_t width = width_of_tasks(), size = abn_padded(width);
-    const LittleBuffer<double> memory(like_, workers_ * 2 * kKinds * size);
-    const LittleBuffer<T> scratch(like_, workers_ * kScratch * abn_padded(1));
+    const ScratchBuffer<double> memory(like_, workers_ * 2 * kKinds * size);
+    const ScratchBuffer<T> scratch(like_, workers_ * kScratch * abn_padded(1));
     run_tasks(groups(width), workers_, [&](int64_t worker, int64_t index) {
       const AbnSums partial{memory.data() + worker * 2 * kKinds * size, size};
       neighbours(group_at(index, width), partial, {partial.data + kKinds * size, size},
@@ -93,8 +93,8 @@ class AbnSchedule {
 
   void reduce_all() {
     const int64_t size = abn_padded(layout_.channels()), chunks = layout_.chunks();
-    const LittleBuffer<double> memory(like_, (chunks + 1) * kKinds * size);
-    const LittleBuffer<T> scratch(like_, workers_ * kScratch * size);
+    const ScratchBuffer<double> memory(like_, (chunks + 1) * kKinds * size);
+    const ScratchBuffer<T> scratch(like_, workers_ * kScratch * size);
     const auto sums = [&](int64_t chunk, const AbnUnit& unit) {
       return AbnSums{memory.data() + chunk * kKinds * size + unit.channel, size};
     };

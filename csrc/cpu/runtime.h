@@ -42,9 +42,9 @@ class Buffer {
 // The same, but not from torch's allocator if it is so little that the call of that would take
 // longer than its use.
 template <typename T>
-class LittleBuffer {
+class ScratchBuffer {
  public:
-  LittleBuffer(const torch::stable::Tensor& like, int64_t count) {
+  ScratchBuffer(const torch::stable::Tensor& like, int64_t count) {
     if (count * static_cast<int64_t>(sizeof(T)) <= kLittle) {
       little_.reset(static_cast<T*>(::operator new(count * sizeof(T), kAlignment)));
     } else {

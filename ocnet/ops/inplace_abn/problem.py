@@ -51,7 +51,7 @@ class Problem(NamedTuple):
         return Problem(matrix.device, matrix.dtype, n, c, length, False)
 
     @property
-    def numbers(self) -> int:
+    def per_channel(self) -> int:
         """Numbers of each channel here, on this rank."""
         return self.N * self.L
 

@@ -109,7 +109,7 @@ def stats(call: StatsCall) -> None:
     """Write the packed statistics of the map."""
     channels, c = _Channels(call.x), call.x.shape[1]
     wide = call.x.to(channels.wide)
-    count = Problem.of(call.x).numbers
+    count = Problem.of(call.x).per_channel
     mean = channels.sum(wide) / max(count, 1)
     call.packed[:c] = mean
     call.packed[c : 2 * c] = channels.sum((wide - channels.of(mean)) ** 2)
@@ -269,7 +269,7 @@ def in_two_steps(
     matrix, pointwise = call.out, (call.scale_eps, call.activation, call.param, call.signed)
     maps = (matrix, call.residual, call.grad_out, call.weight, call.bias, call.slope)
     problem = Problem.of(matrix)
-    count = call.var.new_full((1,), problem.numbers) if call.training else None
+    count = call.var.new_full((1,), problem.per_channel) if call.training else None
     vectors = (call.grad_weight, call.grad_bias, call.grad_slope)
     wants_sums = call.training and call.grad_x is not None
     sums = call.var.new_empty((2, problem.C))

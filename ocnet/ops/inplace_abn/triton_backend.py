@@ -156,7 +156,7 @@ def _wants_vectors(call: BackwardCall) -> bool:
 
 
 def _backward_training(call: BackwardCall) -> None:
-    count: dict[str, Any] = {"count": float(Problem.of(call.out).numbers), "CLAMP": True}
+    count: dict[str, Any] = {"count": float(Problem.of(call.out).per_channel), "CLAMP": True}
     sums, added, vectors = None, 1, {}
     if call.grad_x is not None or _wants_vectors(call):
         sums = _parts(call)
