@@ -19,7 +19,7 @@ int64_t detect() {
 #if OCNET_X86
   for (const unsigned int leaf : {4u, 0x8000001du}) {  // of Intel, of AMD: the same bits
     unsigned int a, b, c, d;
-    // The list ends with a cache of kind 0; not every virtual machine ends it.
+    // A cache of kind 0 ends the list, and so does this, whatever a virtual machine may answer.
     for (unsigned int cache = 0; cache < 8; ++cache) {
       if (!__get_cpuid_count(leaf, cache, &a, &b, &c, &d) || (a & 31) == 0) break;
       const int64_t line = (b & 0xfff) + 1, parts = ((b >> 12) & 0x3ff) + 1, ways = (b >> 22) + 1;
