@@ -11,7 +11,7 @@ _MAX_SIDE = 1024
 
 
 def main(argv: Sequence[str]) -> int:
-    """Write the classes of a picture, and the picture with their colours over it.
+    """Write the classes of a picture, the picture with their colours over it, and what was looked at.
 
     Args:
         argv: ``--run``, ``--image``, ``--out`` and options, see ``ocnet predict --help``.
@@ -22,7 +22,8 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="ocnet predict",
         description="Label every pixel of a picture: writes a palette PNG whose values are class "
-        "numbers, and beside it <out>_overlay.png, the picture with the colours over it.",
+        "numbers, and beside it <out>_overlay.png, the picture with the colours over it; with --attention "
+        "also <out>_attention.png, what the network looked at.",
     )
     parser.add_argument("--run", type=Path, required=True, help="folder that ocnet train wrote")
     parser.add_argument("--image", type=Path, required=True, help="picture, in any common format")
@@ -34,10 +35,24 @@ def main(argv: Sequence[str]) -> int:
         help="larger pictures are reduced to this many pixels for the network; 0: never "
         "(%(default)s)",
     )
+    parser.add_argument(
+        "--attention",
+        action="store_true",
+        help="draw what the network looks at: maps of query points, or soft class regions",
+    )
+    parser.add_argument(
+        "--points",
+        nargs="+",
+        type=_point,
+        metavar="ROW,COLUMN",
+        help="query points of --attention, pixels of the picture (the innermost of the largest classes)",
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:<number>")
     args = parser.parse_args(argv)
     if args.out.suffix.lower() != ".png":
         raise ValueError(f"predict: --out must end in .png, got {args.out}")
+    if args.points is not None and not args.attention:
+        raise ValueError("predict: --points must come with --attention, got it alone")
     if args.max_side < 0:
         raise ValueError(f"predict: --max-side must be at least 0, got {args.max_side}")
 
@@ -46,25 +61,39 @@ def main(argv: Sequence[str]) -> int:
     from PIL import Image
 
     from ocnet.data import overlay, read_picture, write_class_map
+    from ocnet.engine.attention_pictures import draw_attention
     from ocnet.engine.run import load_run
     from ocnet.evaluation import classify_picture
 
     picture = read_picture(args.image)
     run = load_run(args.run, args.device)
+    max_side = args.max_side if args.max_side > 0 else None
     classes = classify_picture(
         run.model,
         run.info.picture_transform,
         picture,
-        max_side=args.max_side if args.max_side > 0 else None,
+        max_side=max_side,
         device=run.device,
     )
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    write_class_map(args.out, classes, run.info.palette)
-    overlay_path = args.out.with_name(f"{args.out.stem}_overlay.png")
-    Image.fromarray(overlay(picture, classes, run.info.palette)).save(overlay_path)
+    written = [args.out, args.out.with_name(f"{args.out.stem}_overlay.png")]
+    if args.attention:
+        # First, because it can be refused.
+        written.append(args.out.with_name(f"{args.out.stem}_attention.png"))
+        points = None if args.points is None else np.array(args.points, dtype=np.int64)
+        draw_attention(written[-1], run, picture, classes, points=points, max_side=max_side)
+    write_class_map(written[0], classes, run.info.palette)
+    Image.fromarray(overlay(picture, classes, run.info.palette)).save(written[1])
     shares = np.bincount(classes.ravel(), minlength=run.info.num_classes) / classes.size
     for name, share in zip(run.info.class_names, shares, strict=True):
         if share > 0:
             print(f"{name}: {100 * share:.1f} % of the pixels")
-    print(f"written to {args.out} and {overlay_path}")
+    print(f"written to {', '.join(map(str, written[:-1]))} and {written[-1]}")
     return 0
+
+
+def _point(text: str) -> tuple[int, int]:
+    row, comma, column = text.partition(",")
+    if not (comma and row.isdecimal() and column.isdecimal()):
+        raise argparse.ArgumentTypeError(f"must be ROW,COLUMN in whole pixels, got {text}")
+    return int(row), int(column)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 
-def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+def save_training_state(path: Path, state: dict[str, Any]) -> None:
     """Write a training state so that ``path`` is always a whole file, old or new.
 
     Args:
@@ -28,11 +28,11 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     partial.replace(path)
 
 
-def load_checkpoint(path: Path) -> dict[str, Any]:
+def load_training_state(path: Path) -> dict[str, Any]:
     """Read a training state, on the CPU, without running code from the file.
 
     Args:
-        path: file that :func:`save_checkpoint` wrote.
+        path: file that :func:`save_training_state` wrote.
 
     Returns:
         The state.
@@ -42,7 +42,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         ValueError: the file is not a training state.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"load_checkpoint: path must name a file, got {path}")
+        raise FileNotFoundError(f"load_training_state: path must name a file, got {path}")
     try:
         # A file that was cut is no zip archive any more; torch would try older formats on it.
         if not zipfile.is_zipfile(path):
@@ -50,12 +50,12 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError) as error:
         raise ValueError(
-            f"load_checkpoint: path must name a checkpoint of ocnet train, got {path}, "
+            f"load_training_state: path must name a checkpoint of ocnet train, got {path}, "
             f"which is damaged or something else"
         ) from error
     if not isinstance(state, dict):
         raise ValueError(
-            f"load_checkpoint: path must name a checkpoint of ocnet train, got {path}, "
+            f"load_training_state: path must name a checkpoint of ocnet train, got {path}, "
             f"which holds {type(state).__name__}"
         )
     return state

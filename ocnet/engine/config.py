@@ -103,13 +103,15 @@ class ModelConfig:
     Attributes:
         name: a name that ``ocnet.models.create`` knows.
         norm: batch norm of the network: ``batchnorm``, ``inplace_abn`` (keeps only its output for
-            backward), ``inplace_abn_sync`` (the same over all processes) or ``syncbn`` (torch's, on GPUs).
+            backward), ``inplace_abn_sync`` (the same over all processes) or ``syncbn`` (torch's, on GPUs);
+            none: as published, mostly ``inplace_abn_sync``.
         options: further options of ``create``, by name.
-        weights: safetensors file to start from; none: fresh weights.
+        weights: file to start from, that ``ocnet.models.load_checkpoint`` reads: a whole network, or the
+            backbone alone; none: fresh weights.
     """
 
     name: str
-    norm: Literal["batchnorm", "inplace_abn", "inplace_abn_sync", "syncbn"] = "batchnorm"
+    norm: Literal["batchnorm", "inplace_abn", "inplace_abn_sync", "syncbn"] | None = None
     options: dict[str, Any] = field(default_factory=dict)
     weights: str | None = None
 
@@ -396,10 +398,13 @@ def _expected(key: str) -> str:
     kind: Any = RunConfig
     for part in key.split("."):
         kind = get_type_hints(kind)[part]
-    if get_origin(kind) is Literal:
-        return " or ".join(get_args(kind))
     members = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
-    return " or ".join(_TYPE_NAMES.get(member, str(member)) for member in members)
+    return " or ".join(
+        " or ".join(get_args(member))
+        if get_origin(member) is Literal
+        else _TYPE_NAMES.get(member, str(member))
+        for member in members
+    )
 
 
 _TYPE_NAMES: Mapping[Any, str] = {

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ocnet import report
 from ocnet.data import PHOTOS, LookupMosaics, load_photo
+from ocnet.engine.attention_pictures import innermost
 from ocnet.engine.demo import (
     FLAT_FACTOR,
     HEADS,
@@ -29,7 +30,7 @@ from ocnet.engine.run import build_datasets
 from ocnet.engine.trainer import TrainResult
 from ocnet.engine.workload import FORWARD, STEP
 from ocnet.evaluation import ClassRow, predict_logits
-from ocnet.models.attention import attention_maps
+from ocnet.models import attention_views
 from ocnet.ops import attention_rows
 from ocnet.report.style import bytes_text, time_text
 
@@ -153,19 +154,11 @@ def query_points(label: Tensor, flat: Tensor, count: int) -> Tensor:
     found: list[tuple[float, int, int]] = []
     for kind in (flat, ~flat):
         regions = [(label == number) & kind for number in np.unique(label.numpy()).tolist()]
-        depths = [_deepest(region.numpy()) for region in regions if bool(region.any())]
+        depths = [innermost(region.numpy()) for region in regions if bool(region.any())]
         found += sorted(depths, reverse=True)
         if not found:
             break
     return torch.tensor([[row, column] for _, row, column in found[:count]], dtype=torch.int64)
-
-
-def _deepest(region: NDArray[np.bool_]) -> tuple[float, int, int]:
-    """Return the largest distance to the region's edge, and where it is; pictures end at an edge."""
-    framed = np.pad(region, 1).astype(np.uint8)
-    distance = cv2.distanceTransform(framed, cv2.DIST_L2, 3)[1:-1, 1:-1]
-    row, column = np.unravel_index(int(distance.argmax()), distance.shape)
-    return float(distance[row, column]), int(row), int(column)
 
 
 def _mosaic_row(
@@ -173,7 +166,7 @@ def _mosaic_row(
 ) -> report.AttentionRow:
     sample, flat = dataset[index], dataset.flat_mask(index)
     image = sample.image[None].to(_device(result))
-    maps = attention_maps(result.model, image, points)[0].float().cpu()
+    maps = attention_views(result.model, image, points)[0].maps[0].float().cpu()
     near = [
         torch.linspace(0, size - 1, cells).round().long()
         for size, cells in zip(flat.shape, maps.shape[-2:], strict=True)
@@ -202,7 +195,7 @@ def _photo_row(photo: NDArray[np.uint8], result: TrainResult) -> report.Attentio
     small = _smaller(photo)
     points = torch.from_numpy((_PHOTO_POINTS * _PHOTO_SCALE).astype(np.int64))
     image = result.info.picture_transform(small)[None].to(_device(result))
-    maps = attention_maps(result.model, image, points)[0].float().cpu().numpy()
+    maps = attention_views(result.model, image, points)[0].maps[0].float().cpu().numpy()
     return report.AttentionRow(
         photo, _PHOTO_POINTS, maps, "photograph, grey\n(trained network)", _PHOTO_QUERIES
     )

@@ -21,8 +21,8 @@ from ocnet.data import (
 )
 from ocnet.data.mosaics import Split
 from ocnet.engine.config import DataConfig, ModelConfig, MosaicsConfig, RunConfig, load_config
-from ocnet.models import Segmentor, create
-from ocnet.models.weights import SCALE_KEY, load_weights, save_weights, scale_kind
+from ocnet.models import Segmentor, create, load_checkpoint
+from ocnet.models.weights import SCALE_KEY, save_weights, scale_kind
 
 CONFIG_FILE = "config.yaml"
 METRICS_FILE = "metrics.jsonl"
@@ -73,7 +73,7 @@ def load_run(path: Path, device: str = "auto") -> Run:
     info = dataset_info(config.data)
     place = pick_device(device)
     model = _create(config.model, info)
-    load_weights(model, path / WEIGHTS_FILE)
+    load_checkpoint(model, path / WEIGHTS_FILE)
     return Run(path, config, info, place, model.to(place).eval())
 
 
@@ -88,7 +88,7 @@ def save_run_weights(path: Path, model: Segmentor, config: RunConfig, info: Data
     """
     metadata = {
         "model": config.model.name,
-        "norm": config.model.norm,
+        "norm": config.model.norm or "as published",
         SCALE_KEY: scale_kind(model),
         "options": json.dumps(config.model.options),
         "class_names": json.dumps(info.class_names),
@@ -185,25 +185,21 @@ def build_model(config: ModelConfig, info: DatasetInfo) -> Segmentor:
     """
     model = _create(config, info)
     if config.weights is not None:
-        load_weights(model, config.weights)
+        load_checkpoint(model, config.weights)
     return model
 
 
 def _create(config: ModelConfig, info: DatasetInfo) -> Segmentor:
-    try:
-        return create(
-            config.name,
-            num_classes=info.num_classes,
-            in_channels=info.channels,
-            norm=config.norm,
-            **config.options,
-        )
-    except TypeError as error:
-        # A keyword that create does not have; its own checks raise ValueError.
-        raise ValueError(
-            f"config: model.options must be options of ocnet.models.create, "
-            f"got {', '.join(config.options)} ({error})"
-        ) from error
+    model = create(
+        config.name,
+        num_classes=info.num_classes,
+        in_channels=info.channels,
+        norm=config.norm,
+        **config.options,
+    )
+    # Nothing reads auxiliary logits in evaluation.
+    model.aux_in_eval = False
+    return model
 
 
 def _mosaics(config: MosaicsConfig, split: Split, length: int) -> LookupMosaics:

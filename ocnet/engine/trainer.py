@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from ocnet.data import Batch, DatasetInfo, Loader
 from ocnet.engine.checkpoint import (
-    load_checkpoint,
+    load_training_state,
     random_state,
-    save_checkpoint,
+    save_training_state,
     set_random_state,
 )
 from ocnet.engine.config import RunConfig, TrainConfig, differences, load_config, save_config
@@ -227,7 +227,7 @@ class _Trainer:
             "loader": self._loader.position,
             "history": self._history,
         }
-        save_checkpoint(self._run_dir / CHECKPOINT_FILE, state)
+        save_training_state(self._run_dir / CHECKPOINT_FILE, state)
 
     def _saved_state(self) -> dict[str, Any] | None:
         """Return the checkpoint to go on from, if there is one and it is of this config."""
@@ -241,7 +241,7 @@ class _Trainer:
                     f"config: {key} must be {then} to continue the run in {self._run_dir} (use "
                     f"another train.run_dir, or train.resume=never to start over), got {now}"
                 )
-        return load_checkpoint(path)
+        return load_training_state(path)
 
     def _restore(self, saved: dict[str, Any]) -> None:
         self._model.load_state_dict(saved["model"])

@@ -2,7 +2,7 @@
 """How good a network is: one confusion matrix over a data set, and what follows from it."""
 
 from ocnet.evaluation.evaluator import Evaluation, GroupAccuracy, evaluate
-from ocnet.evaluation.inference import classify_picture, predict_logits
+from ocnet.evaluation.inference import classify_picture, predict_logits, reduce_picture
 from ocnet.evaluation.metrics import ClassRow, ConfusionMatrix, write_class_table
 
 __all__ = [
@@ -13,5 +13,6 @@ __all__ = [
     "classify_picture",
     "evaluate",
     "predict_logits",
+    "reduce_picture",
     "write_class_table",
 ]

@@ -92,7 +92,7 @@ def evaluate(
     Logits are enlarged to the size of the label before the class is taken.
 
     Args:
-        model: on ``device``; maps ``(N, C, H, W)`` to a dict whose ``"main"`` is logits.
+        model: on ``device``; maps ``(N, C, H, W)`` to something whose ``main`` is logits.
         dataset: pictures, taken whole, in order.
         batch_size: pictures per call of the model, at least 1; neighbours of different size are
             never put into one batch.

@@ -20,7 +20,7 @@ def predict_logits(model: nn.Module, image: Tensor, size: tuple[int, int] | None
     as the loss does in training. The model is used in evaluation mode and left in the mode it was in.
 
     Args:
-        model: maps ``(N, C, H, W)`` to a dict whose ``"main"`` is ``(N, K, h, w)``.
+        model: maps ``(N, C, H, W)`` to something whose ``main`` is ``(N, K, h, w)``.
         image: ``(C, H, W)`` or ``(N, C, H, W)``, on the device of the model.
         size: rows and columns of the result; default: those of the image.
 
@@ -41,7 +41,7 @@ def predict_logits(model: nn.Module, image: Tensor, size: tuple[int, int] | None
     model.eval()
     try:
         with torch.no_grad():
-            logits: Tensor = model(batch)["main"]
+            logits: Tensor = model(batch).main
             if logits.dtype in (torch.float16, torch.bfloat16):
                 logits = logits.float()
             logits = F.interpolate(
@@ -66,7 +66,7 @@ def classify_picture(
     """Return the class of every pixel of a picture.
 
     Args:
-        model: on ``device``; maps ``(N, C, H, W)`` to a dict whose ``"main"`` is logits.
+        model: on ``device``; maps ``(N, C, H, W)`` to something whose ``main`` is logits.
         transform: makes the model's input out of the picture.
         picture: ``(H, W, 3)`` uint8.
         max_side: pictures with a longer side are shown to the model reduced to it, pixels; the
@@ -79,14 +79,31 @@ def classify_picture(
     Raises:
         ValueError: ``max_side`` is below 1.
     """
-    if max_side is not None and max_side < 1:
-        raise ValueError(f"classify_picture: max_side must be at least 1, got {max_side}")
-    height, width = picture.shape[:2]
-    shown = picture
-    if max_side is not None and max(height, width) > max_side:
-        factor = max_side / max(height, width)
-        size = (max(1, round(width * factor)), max(1, round(height * factor)))
-        shown = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
-    logits = predict_logits(model, transform(shown).to(device), size=(height, width))
-    classes: NDArray[np.int64] = logits.argmax(0).cpu().numpy()
+    size = (picture.shape[0], picture.shape[1])
+    shown = transform(reduce_picture(picture, max_side)).to(device)
+    classes: NDArray[np.int64] = predict_logits(model, shown, size=size).argmax(0).cpu().numpy()
     return classes
+
+
+def reduce_picture(picture: NDArray[np.uint8], max_side: int | None) -> NDArray[np.uint8]:
+    """Return a picture with no side longer than a limit, and the same shape otherwise.
+
+    Args:
+        picture: ``(H, W, 3)`` uint8.
+        max_side: longest side, pixels; None: no limit.
+
+    Returns:
+        The picture itself, or one made of means over areas of it.
+
+    Raises:
+        ValueError: ``max_side`` is below 1.
+    """
+    if max_side is not None and max_side < 1:
+        raise ValueError(f"reduce_picture: max_side must be at least 1, got {max_side}")
+    height, width = picture.shape[:2]
+    if max_side is None or max(height, width) <= max_side:
+        return picture
+    factor = max_side / max(height, width)
+    size = (max(1, round(width * factor)), max(1, round(height * factor)))
+    reduced: NDArray[np.uint8] = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
+    return reduced

@@ -1,13 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""From features to logits.
+"""Parts of networks that several of them put behind their features, and that end in logits."""
 
-Every head is a module with ``forward(features: (N, C, h, w)) -> logits: (N, K, h, w)``, built as
-``Head(in_channels, num_classes, ...)``. Logits stay at the resolution of the features.
-"""
+from ocnet.heads.classifier import classifier
+from ocnet.heads.decoder import Decoder
+from ocnet.heads.edge import Edge
 
-from ocnet.heads.auxiliary import AuxiliaryHead
-from ocnet.heads.base_oc import BaseOCHead
-from ocnet.heads.fcn import FCNHead
-from ocnet.heads.local import LocalHead
-
-__all__ = ["AuxiliaryHead", "BaseOCHead", "FCNHead", "LocalHead"]
+__all__ = ["Decoder", "Edge", "classifier"]

@@ -1,11 +1,23 @@
 # SPDX-License-Identifier: MIT
 """Cross-entropy with deep supervision."""
 
-from collections.abc import Mapping
+from typing import Protocol
 
 from torch import Tensor, nn
 
 from ocnet.losses.cross_entropy import cross_entropy
+
+
+class TwoLogits(Protocol):
+    """What the loss reads of the result of a network."""
+
+    @property
+    def main(self) -> Tensor:
+        """Logits ``(N, K, h, w)`` that count in full."""
+
+    @property
+    def aux(self) -> Tensor | None:
+        """Logits ``(N, K, h, w)`` of an auxiliary head, if there are any."""
 
 
 class DSNLoss(nn.Module):
@@ -31,22 +43,24 @@ class DSNLoss(nn.Module):
         self.ignore_index = ignore_index
         self.register_buffer("weight", weight, persistent=False)
 
-    def forward(self, outputs: Mapping[str, Tensor], target: Tensor) -> Tensor:
+    def forward(self, outputs: TwoLogits, target: Tensor) -> Tensor:
         """Return the loss, a scalar.
 
         Args:
-            outputs: Logits ``(N, K, h, w)`` as ``"main"``, and as ``"aux"`` where there are any.
+            outputs: What a network returns: logits ``main``, and ``aux`` or ``None``.
             target: Labels ``(N, H, W)``, integer.
 
         Raises:
-            TypeError: As ``cross_entropy``.
-            ValueError: As ``cross_entropy``, or no main logits.
+            TypeError: As ``cross_entropy``, or ``outputs`` are something else.
+            ValueError: As ``cross_entropy``.
         """
-        if "main" not in outputs:
-            raise ValueError(f"DSNLoss: outputs must hold 'main', got {sorted(outputs)}")
-        loss = self._term(outputs["main"], target)
-        if "aux" in outputs:
-            loss = loss + self.aux_weight * self._term(outputs["aux"], target)
+        if not hasattr(outputs, "main"):
+            raise TypeError(
+                f"DSNLoss: outputs must have logits main and aux, got {type(outputs).__name__}"
+            )
+        loss = self._term(outputs.main, target)
+        if outputs.aux is not None:
+            loss = loss + self.aux_weight * self._term(outputs.aux, target)
         return loss
 
     def _term(self, logits: Tensor, target: Tensor) -> Tensor:

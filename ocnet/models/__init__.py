@@ -1,7 +1,18 @@
 # SPDX-License-Identifier: MIT
-"""Networks: backbones, the segmentor that joins them to heads, and networks by name."""
+"""Networks by name, what they return, and weights in files."""
 
-from ocnet.models.builder import available, create
-from ocnet.models.segmentor import Segmentor
+from ocnet.models.attention import AttentionView, attention_views
+from ocnet.models.builder import create, names
+from ocnet.models.checkpoints import LoadReport, load_checkpoint
+from ocnet.models.segmentor import Logits, Segmentor
 
-__all__ = ["Segmentor", "available", "create"]
+__all__ = [
+    "AttentionView",
+    "LoadReport",
+    "Logits",
+    "Segmentor",
+    "attention_views",
+    "create",
+    "load_checkpoint",
+    "names",
+]

@@ -2,162 +2,158 @@
 """Networks by name."""
 
 import difflib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal
+import inspect
+from typing import Any
 
-from torch import nn
-
-from ocnet.heads import AuxiliaryHead, BaseOCHead, FCNHead, LocalHead
-from ocnet.models.backbones import ResNet, TinyEncoder, resnet18, resnet50, resnet101
+from ocnet.models.backbones import Body, HRNetBody, ResNetBody, TinyBody
+from ocnet.models.recipes import ALIASES, RECIPES, Code, Recipe
 from ocnet.models.segmentor import Segmentor
+from ocnet.models.style import Style
 from ocnet.modules import Norm, name_layers, norm_layer
 from ocnet.modules._checks import check_positive
 
-
-@dataclass(frozen=True)
-class _Widths:
-    channels: int
-    key: int
-    value: int
+_ACTIVATIONS = ("relu", "leaky_relu")
+_WIDTHS = ("channels", "key_channels", "value_channels", "aux_channels")
 
 
-# The published widths. Channels 512 and 256, for 2048 channels of features.
-_FULL = _Widths(channels=512, key=256, value=256)
-# A quarter of them, for the 512 channels of ResNet-18.
-_LIGHT = _Widths(channels=128, key=64, value=64)
-# Half the encoder's 64 channels for attention, the ratio of the published head.
-_TINY = _Widths(channels=64, key=32, value=32)
-
-
-def _tiny(in_channels: int, norm: Norm, activation: str) -> TinyEncoder:
-    """Build the tiny encoder, which activates as the heads do whatever the backbones are told."""
-    return TinyEncoder(in_channels, norm=norm)
-
-
-@dataclass(frozen=True)
-class _Recipe:
-    backbone: Callable[[int, Norm, str], ResNet | TinyEncoder]
-    head: Literal["baseline", "base_oc", "local"]
-    widths: _Widths
-    aux: bool
-
-
-_RECIPES = {
-    "resnet18_baseline": _Recipe(resnet18, "baseline", _LIGHT, aux=False),
-    "resnet18_base_oc": _Recipe(resnet18, "base_oc", _LIGHT, aux=True),
-    "resnet18_local": _Recipe(resnet18, "local", _LIGHT, aux=True),
-    "resnet50_baseline": _Recipe(resnet50, "baseline", _FULL, aux=False),
-    "resnet50_base_oc": _Recipe(resnet50, "base_oc", _FULL, aux=True),
-    "resnet50_local": _Recipe(resnet50, "local", _FULL, aux=True),
-    "resnet101_baseline": _Recipe(resnet101, "baseline", _FULL, aux=False),
-    "resnet101_base_oc": _Recipe(resnet101, "base_oc", _FULL, aux=True),
-    "resnet101_local": _Recipe(resnet101, "local", _FULL, aux=True),
-    "tiny_base_oc": _Recipe(_tiny, "base_oc", _TINY, aux=False),
-    "tiny_local": _Recipe(_tiny, "local", _TINY, aux=False),
-}
-
-
-def available() -> tuple[str, ...]:
-    """Return the names that ``create`` knows."""
-    return tuple(_RECIPES)
+def names() -> tuple[str, ...]:
+    """Return the names that :func:`create` knows, but for those that other code has for them."""
+    return tuple(RECIPES)
 
 
 def create(
     name: str,
-    num_classes: int,
+    num_classes: int = 19,
     *,
-    in_channels: int = 3,
+    norm: str | None = None,
     backend: str = "auto",
-    sizes: Sequence[int] = (1,),
-    aux: bool | None = None,
-    channels: int | None = None,
-    key_channels: int | None = None,
-    value_channels: int | None = None,
-    dropout: float = 0.05,
-    norm: str = "batchnorm",
-    backbone_activation: str | None = None,
+    in_channels: int = 3,
+    activation: str | None = None,
+    backbone_activation: str = "relu",
+    checkpoint_backbone: bool = False,
+    **options: Any,
 ) -> Segmentor:
     """Build a network by name, with fresh parameters.
 
+    Without options it is the published network, to its numbers, its initial weights and the keys of its state
+    dict. Each network is documented in ``ocnet.models.networks``, with the options it has.
+
     Args:
-        name: ``<backbone>_<head>``, one of ``available()``. ``base_oc`` has object context,
-            ``local`` is its parameter-matched control without attention, ``baseline`` has no
-            context.
+        name: One of :func:`names`, or what the published code calls it (``isanet``). ``resnet101_*`` are
+            those of OCNet's code, ``openseg_*`` and ``hrnet_*`` openseg's, ``seg_hrnet_*`` the HRNet
+            repository's, ``ce2p*`` CE2P's; others put the same heads on smaller backbones.
         num_classes: Classes ``K``.
+        norm: ``inplace_abn_sync``, which keeps only its output for backward and has the statistics of all
+            ranks; ``inplace_abn``, the same of this process; ``batchnorm``; or ``syncbn``, torch's, on
+            GPUs. Scales of the in-place norms are ``|weight| + eps``. By default that of the published
+            network: ``inplace_abn_sync``, but ``syncbn`` for ``seg_hrnet_*``.
+        backend: Back end of all ops of ``ocnet.ops``.
         in_channels: Channels of the images.
-        backend: Back end of ``ocnet.ops.oc_attention``; without effect on the other heads, so that
-            a network and its control can be built alike.
-        sizes: Pooling scale of each object-context block; ``base_oc`` only.
-        aux: Add an auxiliary head. By default the ResNets with ``base_oc`` or ``local`` have one.
-        channels: Width of the heads. By default 512 for ResNet-50 and -101, as published, 128 for
-            ResNet-18 and 64 for the tiny encoder.
-        key_channels: Channels of queries and keys; half of the default width by default.
-        value_channels: Channels of the values; likewise.
-        dropout: Fraction of channels that the heads drop in training.
-        norm: ``batchnorm``; ``inplace_abn``, which keeps only its output for backward;
-            ``inplace_abn_sync``, the same with the statistics of all ranks; or ``syncbn``, torch's,
-            on GPUs. Scales of the in-place norms are ``|weight| + eps``, as published: weights of a
-            network with plain batch norm compute the same only where none is negative.
-        backbone_activation: ``relu`` or ``leaky_relu`` (slope 0.01) in the ResNets. By default
-            ``leaky_relu`` for in-place norms, which cannot invert a ReLU: with ``relu``, as in OCNet's
-            published backbone, they keep two maps, as plain batch norm does.
+        activation: Of the heads, ``leaky_relu`` (slope 0.01) or ``relu``. By default as published: ``relu``
+            in ``seg_hrnet_*`` and with openseg's norms that are not in-place, ``leaky_relu`` elsewhere.
+        backbone_activation: ``relu``, as published, or ``leaky_relu``, with which in-place norms keep one
+            map where they keep two otherwise, as a ReLU has no inverse.
+        checkpoint_backbone: Compute each block of the backbone again in the backward pass, and keep only
+            what is between them: memory for time. Not in the tiny networks.
+        **options: Options of the network: ``channels``, ``dropout``, ``sizes``, ``factors``, ``aux``, ...
 
     Raises:
-        ValueError: An unknown name, or options that the head does not have.
+        ValueError: An unknown name, which is answered with the nearest ones, or an option that the network
+            does not have.
 
     Example:
         >>> model = create("tiny_base_oc", num_classes=5, in_channels=1)
     """
-    recipe = _recipe(name)
+    return build(
+        find(name), name, num_classes, norm=norm, backend=backend, in_channels=in_channels,
+        activation=activation, backbone_activation=backbone_activation,
+        checkpoint_backbone=checkpoint_backbone, **options,
+    )  # fmt: skip
+
+
+def build(
+    recipe: Recipe,
+    name: str,
+    num_classes: int,
+    *,
+    norm: str | None = None,
+    backend: str = "auto",
+    in_channels: int = 3,
+    activation: str | None = None,
+    backbone_activation: str = "relu",
+    checkpoint_backbone: bool = False,
+    **options: Any,
+) -> Segmentor:
+    """Build the network of a recipe; arguments and errors are those of :func:`create`."""
     check_positive("create", "num_classes", num_classes)
     check_positive("create", "in_channels", in_channels)
-    if recipe.head != "base_oc" and tuple(sizes) != (1,):
-        raise ValueError(
-            f"create: sizes must be left at (1,) for {name}, which has no object context, "
-            f"got {tuple(sizes)}"
-        )
-    if recipe.head == "baseline" and (key_channels, value_channels) != (None, None):
-        raise ValueError(
-            f"create: key_channels and value_channels must be left out for {name}, which has no "
-            f"context, got {key_channels} and {value_channels}"
-        )
-    width = recipe.widths.channels if channels is None else channels
-    key = recipe.widths.key if key_channels is None else key_channels
-    value = recipe.widths.value if value_channels is None else value_channels
-    for argument, number in (("channels", width), ("key_channels", key), ("value_channels", value)):
-        check_positive("create", argument, number)
-
+    _check_options(name, recipe, options)
+    norm = recipe.code.norm if norm is None else norm
     norms = norm_layer(norm)
-    backbone = recipe.backbone(in_channels, norms, _activation(norm, backbone_activation))
-    head: nn.Module
-    if recipe.head == "base_oc":
-        head = BaseOCHead(
-            backbone.out_channels, num_classes, width, key, value, dropout, sizes, backend, norms
-        )
-    elif recipe.head == "local":
-        head = LocalHead(backbone.out_channels, num_classes, width, key, value, dropout, norms)
-    else:
-        head = FCNHead(backbone.out_channels, num_classes, width, dropout, norms)
-    aux_head = None
-    if recipe.aux if aux is None else aux:
-        aux_head = AuxiliaryHead(backbone.aux_channels, num_classes, width, dropout, norms)
-    model = Segmentor(backbone, head, aux_head)
+    for argument, value in (
+        ("activation", activation),
+        ("backbone_activation", backbone_activation),
+    ):
+        if value is not None and value not in _ACTIVATIONS:
+            raise ValueError(f"create: {argument} must be relu or leaky_relu, got {value!r}")
+    if activation is None:
+        activation = _published_activation(recipe.code, norm)
+    body = _body(recipe, norms, in_channels, backbone_activation, checkpoint_backbone)
+    network: Any = recipe.network
+    model: Segmentor = network(
+        body, num_classes, Style(norms, activation, backend), **{**recipe.options, **options}
+    )
     name_layers(model)
     return model
 
 
-def _activation(norm: str, asked: str | None) -> str:
-    if asked is None:
-        return "leaky_relu" if norm.startswith("inplace") else "relu"
-    if asked not in ("relu", "leaky_relu"):
-        raise ValueError(f"create: backbone_activation must be relu or leaky_relu, got {asked!r}")
-    return asked
+def find(name: str) -> Recipe:
+    """Return the recipe of a name that :func:`create` knows.
+
+    Raises:
+        ValueError: An unknown name.
+    """
+    name = ALIASES.get(name, name)
+    if name not in RECIPES:
+        close = difflib.get_close_matches(name, [*RECIPES, *ALIASES], n=3, cutoff=0.5)
+        nearest = f"the nearest are {', '.join(close)}" if close else "none is near it"
+        raise ValueError(
+            f"create: name must be one of ocnet.models.names(), got {name!r}; {nearest}"
+        )
+    return RECIPES[name]
 
 
-def _recipe(name: str) -> _Recipe:
-    if name not in _RECIPES:
-        close = difflib.get_close_matches(name, _RECIPES, n=1)
-        hint = f"; the closest is {close[0]!r}" if close else ""
-        raise ValueError(f"create: name must be one of {', '.join(_RECIPES)}, got {name!r}{hint}")
-    return _RECIPES[name]
+def _check_options(name: str, recipe: Recipe, options: dict[str, Any]) -> None:
+    known = [
+        parameter.name
+        for parameter in inspect.signature(recipe.network).parameters.values()
+        if parameter.kind is parameter.KEYWORD_ONLY
+    ]
+    for option, value in options.items():
+        if option not in known:
+            raise ValueError(
+                f"create: {option} must be left out for {name}, whose options are "
+                f"{', '.join(known)}, got {value!r}"
+            )
+        if option in _WIDTHS and value is not None:
+            check_positive("create", option, value)
+
+
+def _published_activation(code: Code, norm: str) -> str:
+    return code.activation if norm.startswith("inplace") else code.plain_activation
+
+
+def _body(recipe: Recipe, norm: Norm, in_channels: int, activation: str, recompute: bool) -> Body:
+    code = recipe.code
+    if recipe.backbone == "tiny":
+        # It activates as the heads do, whatever other backbones are told.
+        return TinyBody(norm, in_channels)
+    if recipe.backbone == "hrnet":
+        return HRNetBody(
+            recipe.size, norm, in_channels, activation, small_init=code.own_init,
+            recompute=recompute,
+        )  # fmt: skip
+    return ResNetBody(
+        recipe.size, norm, in_channels, activation, code.dilation, code.stem, recipe.taps,
+        he_init=code.own_init, recompute=recompute,
+    )  # fmt: skip

@@ -1,41 +1,71 @@
 # SPDX-License-Identifier: MIT
-"""Backbone, head and auxiliary head in one network."""
+"""What all networks have in common, and what they return."""
 
+from typing import NamedTuple
+
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ocnet.models.backbones.features import Features
+from ocnet.models.backbones.body import Backbone, Body
 from ocnet.ops._checks import shape_of
 
 
-class Segmentor(nn.Module):
-    """Label every pixel of an image: a backbone, a head, and an auxiliary head for training.
+class Logits(NamedTuple):
+    """What a network returns: logits ``(N, K, h, w)``, the auxiliary ones first, as published.
 
-    Logits stay at feature resolution; the loss and the evaluation resize them with
-    ``align_corners=True``.
+    Networks of OCNet's code, CE2P and the HRNet repository leave them at the resolution of their
+    features; those of openseg resize them to that of the images. Whoever needs labels resizes them, which
+    does nothing where that is done: bilinear, ``align_corners=True``.
 
-    Args:
-        backbone: Images to ``Features``; has ``in_channels``.
-        head: ``Features.out`` to logits.
-        aux_head: ``Features.aux`` to logits, in training only.
+    Attributes:
+        aux: Of the auxiliary head, or of CE2P's first branch. ``None`` where there is none, or where it
+            was left out in evaluation.
+        main: The result.
+        edge: CE2P's logits ``(N, 2, h, w)`` of edges between the parts; ``None`` for all others.
     """
 
-    def __init__(
-        self, backbone: nn.Module, head: nn.Module, aux_head: nn.Module | None = None
-    ) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.head = head
-        self.aux_head = aux_head
+    aux: Tensor | None
+    main: Tensor
+    edge: Tensor | None = None
 
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
+
+class Segmentor(nn.Module):
+    """Label every pixel of an image.
+
+    Sub-classes build their heads as children, under published names, and say how features become
+    logits.
+
+    Args:
+        body: The backbone. Its layers are children of the network itself where the class says
+            ``flat``, and of ``backbone`` otherwise.
+
+    Attributes:
+        aux_in_eval: Compute auxiliary logits in evaluation too, as published. Without, ``aux`` is ``None``
+            there, unless the main logits need it.
+    """
+
+    flat = False
+    upsamples = False
+
+    def __init__(self, body: Body) -> None:
+        super().__init__()
+        self.body = body
+        self.aux_in_eval = True
+        if self.flat:
+            body.mount(self)
+        else:
+            self.backbone = Backbone(body)
+        self.backbone_children = tuple(name for name, _ in self.named_children())
+
+    def classify(self, features: tuple[Tensor, ...]) -> Logits:
+        """Return the logits of the features of the body."""
+        raise NotImplementedError(f"{type(self).__name__}: classify must be defined")
+
+    def forward(self, images: Tensor) -> Logits:
         """Return the logits of a batch of images.
 
         Args:
             images: ``(N, C, H, W)``, floating.
-
-        Returns:
-            ``{"main": (N, K, h, w)}``; in training, and with an auxiliary head, also ``"aux"`` of
-            that shape.
 
         Raises:
             TypeError: ``images`` are not floating.
@@ -43,13 +73,25 @@ class Segmentor(nn.Module):
         """
         if not images.is_floating_point():
             raise TypeError(f"Segmentor: images must be floating, got {images.dtype}")
-        channels = self.backbone.in_channels
+        channels = self.body.in_channels
         if images.dim() != 4 or images.shape[1] != channels:
             raise ValueError(
                 f"Segmentor: images must have shape (N, {channels}, H, W), got {shape_of(images)}"
             )
-        features: Features = self.backbone(images)
-        logits = {"main": self.head(features.out)}
-        if self.training and self.aux_head is not None:
-            logits["aux"] = self.aux_head(features.aux)
+        features = self.body.features(self, images) if self.flat else self.backbone(images)
+        logits = self.classify(features)
+        if not self.upsamples:
+            return logits
+        aux = None if logits.aux is None else _resized(logits.aux, images)
+        return Logits(aux, _resized(logits.main, images))
+
+    def auxiliary(self, head: nn.Module | None, features: Tensor) -> Tensor | None:
+        """Return the logits of an auxiliary head that the main logits do not need, where wanted."""
+        if head is None or not (self.training or self.aux_in_eval):
+            return None
+        logits: Tensor = head(features)
         return logits
+
+
+def _resized(logits: Tensor, images: Tensor) -> Tensor:
+    return F.interpolate(logits, size=images.shape[-2:], mode="bilinear", align_corners=True)

@@ -28,9 +28,22 @@ def output_transform(value_channels: int, out_channels: int) -> nn.Conv2d:
     return transform
 
 
-def conv_abn(in_channels: int, out_channels: int, bias: bool, norm: Norm) -> nn.Sequential:
-    """Return a 1x1 convolution with its batch norm and leaky ReLU."""
-    return nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, bias=bias), norm(out_channels))
+def conv_abn(
+    in_channels: int, out_channels: int, bias: bool, norm: Norm, kernel: int = 1, dilation: int = 1
+) -> nn.Sequential:
+    """Return a convolution that keeps the size of the map, with its batch norm and activation."""
+    padding = dilation * (kernel // 2)
+    return nn.Sequential(
+        nn.Conv2d(in_channels, out_channels, kernel, 1, padding, dilation, bias=bias),
+        norm(out_channels),
+    )
+
+
+def two_layers(in_channels: int, channels: int, bias: bool, norm: Norm) -> nn.Sequential:
+    """Return the transform of queries or keys where each has its own: two 1x1 layers."""
+    return nn.Sequential(
+        *conv_abn(in_channels, channels, bias, norm), *conv_abn(channels, channels, bias, norm)
+    )
 
 
 def context_fusion(

@@ -56,6 +56,8 @@ class ABN(nn.Module):
     """
 
     _version = 2
+    # Of layers that activate by a ReLU of their own, after an addition.
+    relu_after = False
 
     weight: nn.Parameter | None
     bias: nn.Parameter | None

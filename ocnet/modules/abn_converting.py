@@ -121,6 +121,8 @@ def scale_of(layer: ABN) -> Tensor:
 def activation_of(layer: ABN) -> nn.Module:
     """Return the activation of a layer as a module of torch."""
     activation, param = layer.activation, layer.activation_param
+    if layer.relu_after:
+        return nn.ReLU()
     if isinstance(layer, InPlaceABN) and layer.slope is not None and activation == "prelu":
         prelu = nn.PReLU(layer.num_features).to(layer.slope)
         prelu.weight.data.copy_(layer.used_slopes())

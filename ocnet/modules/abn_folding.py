@@ -40,7 +40,7 @@ def to_deploy(model: nn.Module) -> nn.Module:
 
     ``conv`` and norm become one convolution with bias, by the running statistics; then the activation,
     as a module of torch. So ``torch.export`` and ONNX see torch's own ops. A norm follows a convolution
-    where it comes right after it in a ``Sequential``, and where a module says so in
+    where it comes right after it in a ``Sequential``, alone or in one of its own, and where a module says so in
     ``conv_norm_pairs``, a tuple of pairs of names. Other norms become ``BatchNorm2d`` and activation.
 
     Args:
@@ -63,7 +63,8 @@ def to_deploy(model: nn.Module) -> nn.Module:
 def _pairs(model: nn.Module) -> Iterator[tuple[nn.Module, nn.Module]]:
     for module in model.modules():
         if isinstance(module, nn.Sequential):
-            yield from itertools.pairwise(module)
+            for conv, norm in itertools.pairwise(module):
+                yield conv, norm[0] if isinstance(norm, nn.Sequential) else norm
         for conv, norm in getattr(module, "conv_norm_pairs", ()):
             yield getattr(module, conv), getattr(module, norm)
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ocnet.modules._checks import check_positive
-from ocnet.modules._transforms import context_fusion, conv_abn
+from ocnet.modules._transforms import context_fusion, conv_abn, two_layers
 from ocnet.modules.norms import BATCHNORM, Norm
 from ocnet.modules.points import rescale_points
 from ocnet.ops import Blocks, Partition, Strided, attention_rows, partitioned_attention
@@ -49,8 +49,8 @@ class SelfAttention(nn.Module):
         super().__init__()
         self.partition = partition
         self.backend = backend
-        self.f_key = _two_layers(in_channels, key_channels, norm)
-        self.f_query = _two_layers(in_channels, key_channels, norm)
+        self.f_key = two_layers(in_channels, key_channels, False, norm)
+        self.f_query = two_layers(in_channels, key_channels, False, norm)
         self.f_value = nn.Conv2d(in_channels, value_channels, 1, bias=False)
         self.W = conv_abn(value_channels, out_channels, bias=False, norm=norm)
 
@@ -246,10 +246,3 @@ class ISA(nn.Module):
     def attention_rows(self, x: Tensor, points: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Return :meth:`InterlacedContext.attention_rows` of every factor."""
         return [cast(InterlacedContext, stage).attention_rows(x, points) for stage in self.stages]
-
-
-def _two_layers(in_channels: int, key_channels: int, norm: Norm) -> nn.Sequential:
-    return nn.Sequential(
-        *conv_abn(in_channels, key_channels, bias=False, norm=norm),
-        *conv_abn(key_channels, key_channels, bias=False, norm=norm),
-    )

@@ -13,7 +13,7 @@ from ocnet.modules.abn import ABN
 from ocnet.modules.inplace_abn import InPlaceABN, InPlaceABNSync
 
 # Called as norm(channels, **options of ABN).
-Norm = Callable[..., ABN]
+Norm = Callable[..., nn.Module]
 
 
 class SyncABN(ABN):
@@ -44,6 +44,8 @@ class ReLUAfter(InPlaceABN):
 
     What the published backbones do. It keeps both the normalised map and the result.
     """
+
+    relu_after = True
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """Return ``relu(norm(x) + residual)``."""
@@ -102,3 +104,12 @@ def activated(norm: Norm, activation: str) -> Norm:
         options = norm.keywords if isinstance(norm, partial) else {}
         return partial(_WITH_RELU_AFTER[layer], **{**options, "activation": "identity"})
     return partial(norm, activation=activation)
+
+
+def nested(norm: Norm) -> Norm:
+    """Return a norm inside a ``Sequential`` of its own, for published key names that end in ``.0``."""
+
+    def made(channels: int, **options: Any) -> nn.Sequential:
+        return nn.Sequential(norm(channels, **options))
+
+    return made

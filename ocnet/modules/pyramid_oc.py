@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from ocnet.modules._checks import check_positive
 from ocnet.modules._transforms import context_fusion, conv_abn
+from ocnet.modules.attention_transforms import AttentionTransforms
 from ocnet.modules.norms import BATCHNORM, Norm
-from ocnet.modules.shared_transforms import SharedTransforms
 from ocnet.ops import Grid, attention_rows, pyramid_attention
 
 
@@ -63,7 +63,7 @@ class PyramidOC(nn.Module):
         self.sizes = [check_positive("PyramidOC", "sizes", size) for size in sizes]
         self.backend = backend
         self.stages = nn.ModuleList(
-            SharedTransforms(in_channels, key_channels, value_channels, out_channels, norm)
+            AttentionTransforms(in_channels, key_channels, value_channels, out_channels, norm)
             for _ in sizes
         )
         width = len(sizes) * out_channels
@@ -108,5 +108,5 @@ class PyramidOC(nn.Module):
         """Return the settings that the sub-modules do not show."""
         return f"sizes={self.sizes}, backend={self.backend}"
 
-    def _blocks(self) -> list[SharedTransforms]:
-        return [cast(SharedTransforms, block) for block in self.stages]
+    def _blocks(self) -> list[AttentionTransforms]:
+        return [cast(AttentionTransforms, block) for block in self.stages]

@@ -4,7 +4,7 @@
 Nothing here imports torch. Pictures need matplotlib (``pip install 'ocnet[viz]'``), the page does not.
 """
 
-from ocnet.report.attention import AttentionRow, attention_figure
+from ocnet.report.attention import AttentionRow, attention_figure, regions_figure
 from ocnet.report.curves import curves_figure
 from ocnet.report.html import Section, Table, write_page
 from ocnet.report.predictions import predictions_figure
@@ -19,6 +19,7 @@ __all__ = [
     "attention_figure",
     "curves_figure",
     "predictions_figure",
+    "regions_figure",
     "scaling_figure",
     "write_page",
 ]

@@ -10,6 +10,8 @@ import numpy as np
 
 from ocnet.report.style import Array, drawing, show_picture
 
+_REGION_COLUMNS = 5
+
 
 @dataclass(frozen=True)
 class AttentionRow:
@@ -73,10 +75,57 @@ def attention_figure(path: str | Path, rows: Sequence[AttentionRow], *, title: s
         bar.set_label("attention, relative to the map's largest weight")
 
 
+def regions_figure(
+    path: str | Path, image: Array, maps: Array, titles: Sequence[str], *, title: str
+) -> None:
+    """Write a picture and the soft region of each class in it, as heat over a darkened picture.
+
+    Colour is the weight of a pixel relative to the largest one of that map; the number in the corner says
+    how many times the uniform weight that largest one is.
+
+    Args:
+        path: PNG file to write.
+        image: ``(H, W)`` grey or ``(H, W, 3)`` colour.
+        maps: ``(K, h, w)``, the weights of each class; each map sums to 1.
+        titles: One line for each map.
+        title: Heading of the figure.
+
+    Raises:
+        ValueError: Maps and titles differ in number, or there are none.
+    """
+    if len(maps) != len(titles) or len(maps) == 0:
+        raise ValueError(
+            f"regions_figure: titles must be as many as maps, at least one, got {len(titles)} and "
+            f"{len(maps)}"
+        )
+    columns = min(_REGION_COLUMNS, len(maps) + 1)
+    rows = -(-(len(maps) + 1) // columns)
+    height = rows * (2.45 * image.shape[0] / image.shape[1] + 0.3) + 0.8
+    with drawing(path, 2.7 * columns + 0.8, height, title) as figure:
+        axes = figure.subplots(rows, columns, squeeze=False).ravel()
+        show_picture(axes[0], image)
+        axes[0].set_title("picture")
+        heat = None
+        for axis, weights, text in zip(axes[1:], maps, titles, strict=False):
+            heat = _heat(axis, image, weights)
+            axis.set_title(text)
+        for axis in axes[len(maps) + 1 :]:
+            axis.set_visible(False)
+        bar = figure.colorbar(heat, ax=list(axes), shrink=0.6, aspect=30, pad=0.03)
+        bar.set_label("weight, relative to the map's largest")
+
+
 def _draw_map(axis: Any, row: AttentionRow, q: int) -> Any:
-    height, width = row.image.shape[:2]
-    weights = row.maps[q]
-    show_picture(axis, _grey(row.image))
+    heat = _heat(axis, row.image, row.maps[q])
+    _cross(axis, row.points[q], row.image.shape, str(q + 1))
+    axis.set_xlabel(row.captions[q], labelpad=3)
+    return heat
+
+
+def _heat(axis: Any, image: Array, weights: Array) -> Any:
+    """Draw weights as heat over a darkened picture, with how far they are from uniform."""
+    height, width = image.shape[:2]
+    show_picture(axis, _grey(image))
     relative = weights / max(float(weights.max()), np.finfo(np.float64).tiny)
     heat = axis.imshow(
         relative,
@@ -87,8 +136,6 @@ def _draw_map(axis: Any, row: AttentionRow, q: int) -> Any:
         extent=(-0.5, width - 0.5, height - 0.5, -0.5),
         interpolation="bilinear",
     )
-    _cross(axis, row.points[q], row.image.shape, str(q + 1))
-    axis.set_xlabel(row.captions[q], labelpad=3)
     axis.text(
         0.97,
         0.97,

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from rich.console import Console
 
+from ocnet import report
 from ocnet.cli.main import main
 from ocnet.cli.tables import print_evaluation
 from ocnet.data import load_photo, read_picture
@@ -86,6 +87,110 @@ def test_predict_labels_a_photograph(
     shares = [float(line.split()[1]) for line in printed.splitlines() if "% of the pixels" in line]
     # Rounded to one digit each.
     assert sum(shares) == pytest.approx(100, abs=0.05 * 5)
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    path = tmp_path / "photo.png"
+    Image.fromarray(load_photo("chelsea")[:75, :100]).save(path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "rows"),
+    [
+        ("tiny_base_oc", 1),
+        ("tiny_pyramid_oc", 4),
+        ("tiny_asp_oc", 1),
+        ("tiny_isa", 2),
+        ("tiny_ocr", 0),
+        ("tiny_asp_ocr", 0),
+    ],
+)
+def test_predict_draws_what_the_network_looks_at(
+    tmp_path: Path, photo: Path, monkeypatch: pytest.MonkeyPatch, name: str, rows: int
+) -> None:
+    drawn: list[tuple[str, int]] = []
+    for kind in ("attention_figure", "regions_figure"):
+        draw = getattr(report, kind)
+
+        def note(path, *args, kind=kind, draw=draw, **kwargs):  # type: ignore[no-untyped-def]
+            drawn.append((kind, len(args[0])))
+            draw(path, *args, **kwargs)
+
+        monkeypatch.setattr(report, kind, note)
+    run = tmp_path / "run"
+    words = [f"--model.name={name}" if "model.name" in word else word for word in ARGUMENTS]
+    assert main(["train", *words, f"--train.run_dir={run}"]) == 0
+    out = tmp_path / "classes.png"
+    words = ["--image", str(photo), "--out", str(out), "--max-side", "64", "--attention"]
+    assert main(["predict", "--run", str(run), "--device", "cpu", *words]) == 0
+    if rows:
+        assert drawn == [("attention_figure", rows)]
+    else:
+        assert [kind for kind, _ in drawn] == ["regions_figure"]
+    with Image.open(tmp_path / "classes_attention.png") as picture:
+        assert min(picture.size) > 200
+
+
+def test_query_points_can_be_chosen(
+    run_dir: Path, tmp_path: Path, photo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    monkeypatch.setattr(report, "attention_figure", lambda path, rows, title: seen.append(rows))
+    words = ["--image", str(photo), "--out", str(tmp_path / "x.png"), "--max-side", "64"]
+    points = ["--attention", "--points", "0,0", "74,99", "30,50"]
+    assert main(["predict", "--run", str(run_dir), "--device", "cpu", *words, *points]) == 0
+    ((row,),) = seen
+    assert row.points.tolist() == [[0, 0], [74, 99], [30, 50]]
+    # 75 x 100 pixels are shown as 48 x 64, and those are 12 x 16 features.
+    assert row.maps.shape == (3, 12, 16)
+    assert [caption.split(":")[0] for caption in row.captions] == ["query 1", "query 2", "query 3"]
+    np.testing.assert_allclose(row.maps.sum((1, 2)), 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["--attention", "--points", "75,0"], r"map of 75 rows and 100 columns, got (75, 0)"),
+        (["--points", "1,1"], "predict: --points must come with --attention, got it alone"),
+    ],
+)
+def test_wrong_query_points_are_refused_and_nothing_is_written(
+    run_dir: Path,
+    tmp_path: Path,
+    photo: Path,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    complaint: str,
+) -> None:
+    out = ["--image", str(photo), "--out", str(tmp_path / "out" / "x.png"), "--device", "cpu"]
+    assert main(["predict", "--run", str(run_dir), *out, *words]) == 2
+    assert complaint in capsys.readouterr().err
+    assert list((tmp_path / "out").glob("*")) == []
+
+
+def test_points_that_are_none_are_refused(
+    run_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--image", "no.jpg", "--out", "x.png", "--attention", "--points", "1;2"]
+    with pytest.raises(SystemExit):
+        main(["predict", "--run", str(run_dir), *words])
+    assert "must be ROW,COLUMN in whole pixels, got 1;2" in capsys.readouterr().err
+
+
+def test_a_network_that_attends_to_nothing_is_refused(
+    tmp_path: Path, photo: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--model.name=tiny_local" if "model.name" in word else word for word in ARGUMENTS]
+    run, out = tmp_path / "run", tmp_path / "x.png"
+    assert main(["train", *words, f"--train.run_dir={run}"]) == 0
+    capsys.readouterr()
+    words = ["--image", str(photo), "--out", str(out), "--attention", "--device", "cpu"]
+    assert main(["predict", "--run", str(run), *words]) == 2
+    error = capsys.readouterr().err
+    assert "model must have object context in one of its forms, got LocalNet without any" in error
+    assert not out.exists()
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 
 import math
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -19,6 +20,10 @@ from ocnet.data import (
 from ocnet.evaluation import GroupAccuracy, classify_picture, evaluate, predict_logits
 
 
+class Result(NamedTuple):
+    main: Tensor
+
+
 class Corners(nn.Module):
     """Logits of 2 x 2: class 0 grows to the right, class 1 is one half everywhere."""
 
@@ -28,12 +33,12 @@ class Corners(nn.Module):
         self.seen: list[tuple[int, ...]] = []
         self.modes: list[bool] = []
 
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
+    def forward(self, images: Tensor) -> Result:
         self.seen.append(tuple(images.shape))
         self.modes.append(self.training)
         ramp = torch.tensor([[0.0, 1.0], [0.0, 1.0]], dtype=self.dtype)
         logits = torch.stack([ramp, torch.full_like(ramp, 0.5)])
-        return {"main": logits.expand(len(images), 2, 2, 2)}
+        return Result(logits.expand(len(images), 2, 2, 2))
 
 
 class Sign(nn.Module):
@@ -43,9 +48,9 @@ class Sign(nn.Module):
         super().__init__()
         self.sizes: list[int] = []
 
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
+    def forward(self, images: Tensor) -> Result:
         self.sizes.append(len(images))
-        return {"main": torch.cat([-images, images], dim=1)}
+        return Result(torch.cat([-images, images], dim=1))
 
 
 class Shapes(SegmentationDataset):
@@ -104,8 +109,8 @@ def test_no_graph_is_built() -> None:
     conv = nn.Conv2d(1, 2, 1)
 
     class Wrapped(nn.Module):
-        def forward(self, images: Tensor) -> dict[str, Tensor]:
-            return {"main": conv(images)}
+        def forward(self, images: Tensor) -> Result:
+            return Result(conv(images))
 
     assert not predict_logits(Wrapped(), torch.zeros(1, 4, 4)).requires_grad
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import ocnet.modules.pyramid_oc as pyramid_oc_file
-from ocnet.models.weights import load_state
+from ocnet.models import load_checkpoint
 from ocnet.modules import PyramidOC
 from ocnet.ops import pyramid_attention
 from tests.modules.comparing import assert_close, assert_steps_agree, run
@@ -184,17 +184,15 @@ def test_published_names_shapes_and_counts() -> None:
         module = PyramidOC(512, 512, 256, 512)
     state = {name: tuple(value.shape) for name, value in module.state_dict().items()}
     assert state.items() >= PUBLISHED.items()
-    # Of 76 published entries, 4 x 6 are second names of the shared transforms.
-    assert len(state) == 76 - 4 * 6
+    assert len(state) == 76
     # 15.23 million of the published head, less its 3 x 3 convolution and its classifier of 19.
     assert sum(p.numel() for p in module.parameters()) == 5_782_016
 
 
-@pytest.mark.parametrize("load", [nn.Module.load_state_dict, load_state])
-def test_second_names_of_the_shared_transforms_are_dropped(load: Callable[..., object]) -> None:
+@pytest.mark.parametrize("load", [nn.Module.load_state_dict, load_checkpoint])
+def test_shared_transforms_have_two_names(load: Callable[..., object]) -> None:
     source, target = make(), make()
-    state = dict(source.state_dict())
-    state |= {n.replace("f_key.", "f_query."): v.clone() for n, v in state.items() if "f_key" in n}
+    state = {name: value.clone() for name, value in source.state_dict().items()}
     assert len(state) == 76
     load(target, dict(state))
     for name, value in source.state_dict().items():

@@ -1,12 +1,25 @@
 # SPDX-License-Identifier: MIT
-"""Backbones: images to features.
+"""Backbones: images to features. See ``Body`` for what one is."""
 
-Every backbone is a module with ``forward(images) -> Features`` and the attributes ``in_channels``,
-``aux_channels`` and ``out_channels``.
-"""
+from ocnet.models.backbones.body import Backbone, Body
+from ocnet.models.backbones.hrnet import HRNetBody
+from ocnet.models.backbones.resnet import (
+    STRIDE_8,
+    STRIDE_8_AFTERWARDS,
+    STRIDE_16,
+    Dilation,
+    ResNetBody,
+)
+from ocnet.models.backbones.tiny import TinyBody
 
-from ocnet.models.backbones.features import Features
-from ocnet.models.backbones.resnet import ResNet, resnet18, resnet50, resnet101
-from ocnet.models.backbones.tiny import TinyEncoder
-
-__all__ = ["Features", "ResNet", "TinyEncoder", "resnet18", "resnet50", "resnet101"]
+__all__ = [
+    "STRIDE_8",
+    "STRIDE_8_AFTERWARDS",
+    "STRIDE_16",
+    "Backbone",
+    "Body",
+    "Dilation",
+    "HRNetBody",
+    "ResNetBody",
+    "TinyBody",
+]

@@ -1,201 +1,143 @@
 # SPDX-License-Identifier: MIT
-"""Dilated ResNets with a deep stem, at stride 8."""
+"""Dilated ResNets with a deep stem."""
 
-from collections.abc import Sequence
+import math
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ocnet.models.backbones.features import Features
+from ocnet.models.backbones.blocks import (
+    BasicBlock,
+    Block,
+    Bottleneck,
+    conv3x3,
+    residual_layer,
+)
+from ocnet.models.backbones.body import reinitialise, run_blocks
 from ocnet.modules import BATCHNORM, Norm, activated
 
-# Stride and dilation of layer1 to layer4: the last two trade their strides for dilation.
-_STRIDES = (1, 2, 1, 1)
-_DILATIONS = (1, 1, 2, 4)
+_STEM_PAIRS = (("conv1", "bn1"), ("conv2", "bn2"), ("conv3", "bn3"))
+_LAYERS = ("layer1", "layer2", "layer3", "layer4")
+_DEPTHS: dict[int, tuple[Block, tuple[int, int, int, int]]] = {
+    18: (BasicBlock, (2, 2, 2, 2)),
+    50: (Bottleneck, (3, 4, 6, 3)),
+    101: (Bottleneck, (3, 4, 23, 3)),
+}
 
 
-class BasicBlock(nn.Module):
-    """Two 3x3 convolutions with a shortcut; the first has the stride, both the dilation.
+@dataclass(frozen=True)
+class Dilation:
+    """Strides and dilations of ``layer1`` to ``layer4``.
 
-    Args:
-        in_channels: Channels of the input.
-        channels: Channels of the convolutions, and of the output.
-        stride: Stride of the first convolution.
-        dilation: Dilation of both.
-        norm: Batch norm, called as ``norm(channels, activation=...)``.
-        activation: ``relu``, or ``leaky_relu`` for in-place norms to save memory.
+    Attributes:
+        strides: Of the first block of each layer.
+        dilations: Of its 3x3 convolutions.
+        first: Of the strided convolution of its first block.
+        ceil_pool: Whether the stem's pooling rounds sizes up: 1024 pixels give 129 at stride 8, not 128.
     """
 
-    expansion = 1
-    conv_norm_pairs = (("conv1", "bn1"), ("conv2", "bn2"))
-
-    def __init__(
-        self,
-        in_channels: int,
-        channels: int,
-        stride: int,
-        dilation: int,
-        norm: Norm = BATCHNORM,
-        activation: str = "relu",
-    ) -> None:
-        super().__init__()
-        act = activated(norm, activation)
-        self.conv1 = _conv3x3(in_channels, channels, stride, dilation)
-        self.bn1 = act(channels)
-        self.conv2 = _conv3x3(channels, channels, 1, dilation)
-        self.bn2 = act(channels)
-        self.downsample = _shortcut(in_channels, channels, stride, norm)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return ``act(f(x) + shortcut(x))``."""
-        y: Tensor = self.conv2(self.bn1(self.conv1(x)))
-        y = self.bn2(y, x if self.downsample is None else self.downsample(x))
-        return y
+    strides: tuple[int, int, int, int]
+    dilations: tuple[int, int, int, int]
+    first: tuple[int, int, int, int]
+    ceil_pool: bool = True
 
 
-class Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolutions with a shortcut; the 3x3 has the stride and the dilation.
-
-    Args:
-        in_channels: Channels of the input.
-        channels: Channels of the first two convolutions; the output has four times as many.
-        stride: Stride of the 3x3 convolution.
-        dilation: Its dilation.
-        norm: Batch norm, called as ``norm(channels, activation=...)``.
-        activation: ``relu``, or ``leaky_relu`` for in-place norms to save memory.
-    """
-
-    expansion = 4
-    conv_norm_pairs = (("conv1", "bn1"), ("conv2", "bn2"), ("conv3", "bn3"))
-
-    def __init__(
-        self,
-        in_channels: int,
-        channels: int,
-        stride: int,
-        dilation: int,
-        norm: Norm = BATCHNORM,
-        activation: str = "relu",
-    ) -> None:
-        super().__init__()
-        out_channels = channels * self.expansion
-        act = activated(norm, activation)
-        self.conv1 = nn.Conv2d(in_channels, channels, 1, bias=False)
-        self.bn1 = act(channels)
-        self.conv2 = _conv3x3(channels, channels, stride, dilation)
-        self.bn2 = act(channels)
-        self.conv3 = nn.Conv2d(channels, out_channels, 1, bias=False)
-        self.bn3 = act(out_channels)
-        self.downsample = _shortcut(in_channels, out_channels, stride, norm)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return ``act(f(x) + shortcut(x))``."""
-        y: Tensor = self.conv3(self.bn2(self.conv2(self.bn1(self.conv1(x)))))
-        y = self.bn3(y, x if self.downsample is None else self.downsample(x))
-        return y
+# OCNet's code: the last two layers trade their strides for dilation, in every block.
+STRIDE_8 = Dilation((1, 2, 1, 1), (1, 1, 2, 4), (1, 1, 2, 4))
+# openseg's code does so afterwards, and gives the convolutions that had the strides half of it.
+STRIDE_8_AFTERWARDS = Dilation((1, 2, 1, 1), (1, 1, 2, 4), (1, 1, 1, 2))
+# CE2P's code: the last layer only.
+STRIDE_16 = Dilation((1, 2, 2, 1), (1, 1, 1, 2), (1, 1, 1, 2), ceil_pool=False)
 
 
-class ResNet(nn.Module):
-    """A ResNet with three 3x3 convolutions for a stem, dilated to stride 8.
+@dataclass(frozen=True)
+class ResNetBody:
+    """A ResNet with three 3x3 convolutions for a stem; see ``Body``.
 
-    ``layer3`` and ``layer4`` keep their resolution, with dilation 2 and 4 in every block. The
-    stem's pooling rounds up, so 769 pixels give 97 and 1024 give 129.
-
-    Args:
-        block: ``BasicBlock`` or ``Bottleneck``.
-        layers: Blocks in each of the four layers.
+    Attributes:
+        depth: 18, 50 or 101.
         norm: Batch norm, called as ``norm(channels, activation=...)``.
         in_channels: Channels of the images.
         activation: ``relu``, as published, or ``leaky_relu`` (slope 0.01), with which in-place norms save
             memory: a ReLU has no inverse.
+        dilation: Strides and dilations.
+        stem: Name of the child that holds the stem; empty: it has none, and ``conv1`` to ``bn3`` are
+            children of the module itself.
+        taps: Layers whose maps are the features, 1 to 4.
+        he_init: Draw weights of convolutions with deviation ``sqrt(2 / (k^2 * out_channels))``, as openseg
+            does; otherwise they are torch's.
+        recompute: Compute each block again in the backward pass, see ``run_blocks``.
 
     Source: He et al., CVPR 2016; the dilated deep-stem form of Yuan and Wang, OCNet (arXiv
     1809.00916), with the key names of its code.
     """
 
-    conv_norm_pairs = (("conv1", "bn1"), ("conv2", "bn2"), ("conv3", "bn3"))
+    depth: int = 101
+    norm: Norm = BATCHNORM
+    in_channels: int = 3
+    activation: str = "relu"
+    dilation: Dilation = STRIDE_8
+    stem: str = ""
+    taps: tuple[int, ...] = (3, 4)
+    he_init: bool = False
+    recompute: bool = False
 
-    def __init__(
-        self,
-        block: type[BasicBlock] | type[Bottleneck],
-        layers: Sequence[int],
-        norm: Norm = BATCHNORM,
-        in_channels: int = 3,
-        activation: str = "relu",
-    ) -> None:
-        super().__init__()
-        self.in_channels = in_channels
-        self.aux_channels = 256 * block.expansion
-        self.out_channels = 512 * block.expansion
-        act = activated(norm, activation)
-        self.conv1 = _conv3x3(in_channels, 64, 2, 1)
-        self.bn1 = act(64)
-        self.conv2 = _conv3x3(64, 64, 1, 1)
-        self.bn2 = act(64)
-        self.conv3 = _conv3x3(64, 128, 1, 1)
-        self.bn3 = act(128)
-        widths = (128, *(c * block.expansion for c in (64, 128, 256, 512)))
-        stages = [
-            _layer(
-                block, widths[i], 64 * 2**i, layers[i], _STRIDES[i], _DILATIONS[i], norm, activation
-            )
-            for i in range(4)
-        ]
-        self.layer1, self.layer2, self.layer3, self.layer4 = stages
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """Channels of the maps of ``taps``."""
+        expansion = _DEPTHS[self.depth][0].expansion
+        return tuple(64 * 2 ** (tap - 1) * expansion for tap in self.taps)
 
-    def forward(self, images: Tensor) -> Features:
-        """Return features of images ``(N, in_channels, H, W)``; ``aux`` is ``layer3``."""
-        x = self.bn1(self.conv1(images))
-        x = self.bn2(self.conv2(x))
-        x = self.bn3(self.conv3(x))
-        x = F.max_pool2d(x, 3, stride=2, padding=1, ceil_mode=True)
-        aux = self.layer3(self.layer2(self.layer1(x)))
-        return Features(aux=aux, out=self.layer4(aux))
+    def mount(self, net: Any) -> None:
+        """Add the layers to a module, as its children."""
+        stem = self._stem()
+        if self.stem:
+            setattr(net, self.stem, stem)
+        else:
+            for name, layer in stem.named_children():
+                setattr(net, name, layer)
+            net.conv_norm_pairs = _STEM_PAIRS
+        block, counts = _DEPTHS[self.depth]
+        width = 128
+        for i, name in enumerate(_LAYERS):
+            layer = residual_layer(
+                block, width, 64 * 2**i, counts[i], self.norm, self.activation,
+                self.dilation.strides[i], self.dilation.dilations[i], self.dilation.first[i],
+            )  # fmt: skip
+            setattr(net, name, layer)
+            width = 64 * 2**i * block.expansion
+        if self.he_init:
+            reinitialise([stem, *(getattr(net, name) for name in _LAYERS)], _he_deviation)
 
+    def features(self, net: Any, images: Tensor) -> tuple[Tensor, ...]:
+        """Return the maps of ``taps`` of images ``(N, in_channels, H, W)``."""
+        if self.stem:
+            x = getattr(net, self.stem)(images)
+        else:
+            x = net.bn1(net.conv1(images))
+            x = net.bn2(net.conv2(x))
+            x = net.bn3(net.conv3(x))
+        x = F.max_pool2d(x, 3, stride=2, padding=1, ceil_mode=self.dilation.ceil_pool)
+        found = []
+        for number, name in enumerate(_LAYERS, start=1):
+            x = run_blocks(getattr(net, name), x, self.recompute)
+            if number in self.taps:
+                found.append(x)
+        return tuple(found)
 
-def resnet18(in_channels: int = 3, norm: Norm = BATCHNORM, activation: str = "relu") -> ResNet:
-    """Return the dilated deep-stem ResNet-18; 256 and 512 channels."""
-    return ResNet(BasicBlock, (2, 2, 2, 2), norm, in_channels, activation)
-
-
-def resnet50(in_channels: int = 3, norm: Norm = BATCHNORM, activation: str = "relu") -> ResNet:
-    """Return the dilated deep-stem ResNet-50; 1024 and 2048 channels."""
-    return ResNet(Bottleneck, (3, 4, 6, 3), norm, in_channels, activation)
-
-
-def resnet101(in_channels: int = 3, norm: Norm = BATCHNORM, activation: str = "relu") -> ResNet:
-    """Return the dilated deep-stem ResNet-101; 1024 and 2048 channels."""
-    return ResNet(Bottleneck, (3, 4, 23, 3), norm, in_channels, activation)
-
-
-def _conv3x3(in_channels: int, out_channels: int, stride: int, dilation: int) -> nn.Conv2d:
-    return nn.Conv2d(
-        in_channels, out_channels, 3, stride, padding=dilation, dilation=dilation, bias=False
-    )
-
-
-def _shortcut(in_channels: int, out_channels: int, stride: int, norm: Norm) -> nn.Sequential | None:
-    if stride == 1 and in_channels == out_channels:
-        return None
-    return nn.Sequential(
-        nn.Conv2d(in_channels, out_channels, 1, stride, bias=False),
-        norm(out_channels, activation="identity"),
-    )
+    def _stem(self) -> nn.Sequential:
+        act = activated(self.norm, self.activation)
+        widths = ((self.in_channels, 64, 2), (64, 64, 1), (64, 128, 1))
+        layers: OrderedDict[str, nn.Module] = OrderedDict()
+        for number, (wide_in, wide_out, stride) in enumerate(widths, start=1):
+            layers[f"conv{number}"] = conv3x3(wide_in, wide_out, stride)
+            layers[f"bn{number}"] = act(wide_out)
+        return nn.Sequential(layers)
 
 
-def _layer(
-    block: type[BasicBlock] | type[Bottleneck],
-    in_channels: int,
-    channels: int,
-    count: int,
-    stride: int,
-    dilation: int,
-    norm: Norm,
-    activation: str,
-) -> nn.Sequential:
-    blocks = [block(in_channels, channels, stride, dilation, norm, activation)]
-    blocks += [
-        block(channels * block.expansion, channels, 1, dilation, norm, activation)
-        for _ in range(count - 1)
-    ]
-    return nn.Sequential(*blocks)
+def _he_deviation(conv: nn.Conv2d) -> float:
+    rows, columns = conv.kernel_size
+    return math.sqrt(2 / (rows * columns * conv.out_channels))
