@@ -24,8 +24,8 @@ _SAFETENSORS = ".safetensors"
 # Under which training scripts keep the network, beside other things.
 _WRAPPING_KEYS = ("state_dict", "model")
 _LINES = 8
-# The stem of common ResNets is one such convolution. What they and deep stems call alike is not the same.
-_PLAIN_KERNEL = (7, 7)
+# Stems differ, of one convolution or three, narrow or wide, and what two of them call alike is not the same.
+_FIRST = "conv1.weight"
 _STEM = ("conv1.", "bn1.", "conv2.", "bn2.", "conv3.", "bn3.")
 # What takes the stem's output, of other widths.
 _BEHIND_STEM = ("layer1.0.conv1.weight", "layer1.0.downsample.0.weight")
@@ -135,9 +135,9 @@ def load_checkpoint(
     (``model.``), CE2P's, of ImageNet files (``resnet101-imagenet.pth``, HRNet's), and of torchvision's and
     timm's ResNets. Counters of batches may be absent on either side.
 
-    A file of the backbone alone leaves heads as they are, and its classifier is not used. Of a ResNet with the
-    common stem, one 7 x 7 convolution, the deep stem takes nothing, nor do the two convolutions behind it,
-    which have other widths.
+    A file of the backbone alone leaves heads as they are, and its classifier is not used. Of a ResNet with
+    another stem, such as the common one of one 7 x 7 convolution, the deep stem takes nothing, nor do the two
+    convolutions behind it, which have other widths.
 
     Args:
         model: The network, changed in place.
@@ -181,14 +181,14 @@ class _Fit:
         self._backbone = _backbone_names(model, own)
         self._own_common = common_names(own)
         self._common = common_names(given)
-        self._plain_stem = any(
-            common == "conv1.weight" and tuple(given[name].shape[-2:]) == _PLAIN_KERNEL
+        places = {common: name for name, common in self._own_common.items()}
+        self._other_stem = any(
+            common == _FIRST and common in places and not _alike(given[name], own[places[common]])
             for name, common in self._common.items()
         )
         self.contradictions: list[str] = []
         self._sources: dict[str, str] = {}
         self._unused: list[str] = []
-        places = {common: name for name, common in self._own_common.items()}
         for name, common in self._common.items():
             self._take(name, None if self._of_other_stem(common) else places.get(common))
         self._values = {place: given[name] for place, name in self._sources.items()}
@@ -254,7 +254,15 @@ class _Fit:
 
     def _of_other_stem(self, common: str) -> bool:
         """Tell what belongs to one kind of stem, where file and network have different ones."""
-        return self._plain_stem and (common.startswith(_STEM) or common in _BEHIND_STEM)
+        return self._other_stem and (common.startswith(_STEM) or common in _BEHIND_STEM)
+
+
+def _alike(one: Tensor, other: Tensor) -> bool:
+    """Tell whether two weights are of one kind of convolution, whatever its input has for channels."""
+    return one.dim() == other.dim() and (one.shape[0], one.shape[2:]) == (
+        other.shape[0],
+        other.shape[2:],
+    )
 
 
 def _backbone_names(model: nn.Module, own: Mapping[str, Tensor]) -> frozenset[str]:

@@ -67,8 +67,8 @@ class PyramidOC(nn.Module):
             for _ in sizes
         )
         width = len(sizes) * out_channels
-        self.up_dr = conv_abn(in_channels, width, bias=True, norm=norm)
         self.conv_bn_dropout = context_fusion(2 * width, out_channels, dropout, norm)
+        self.up_dr = conv_abn(in_channels, width, bias=True, norm=norm)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``(N, out_channels, H, W)`` of features ``(N, C, H, W)``."""

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: MIT
 """What networks keep for their backward pass, counted without a GPU: every map that autograd saves."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -191,3 +193,41 @@ def test_networks_keep_less_with_in_place_norms(name: str, norms: int | None) ->
             handles.append(module.register_forward_hook(add))
     model(torch.randn(1, 3, 97, 97))
     assert totals["batchnorm"] - totals["inplace_abn"] == maps
+
+
+_EVALUATE = """
+import resource, sys, torch
+from tests.models.slim import slim
+
+name, rows, columns = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+model = slim(name).eval()
+with torch.no_grad():
+    model(torch.randn(1, 3, 65, 65))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    model(torch.randn(1, 3, rows, columns))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+def growth(name: str, rows: int, columns: int) -> int:
+    """Return by how many bytes a process grows to evaluate one image."""
+    words = [sys.executable, "-c", _EVALUATE, name, str(rows), str(columns)]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    return 1024 * int(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def growth_without_context() -> dict[str, int]:
+    return {name: growth(name, 512, 1024) for name in ("resnet101_baseline", "openseg_fcn")}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in kilobytes on Linux")
+@pytest.mark.parametrize(
+    "name",
+    ["resnet101_base_oc", "resnet101_pyramid_oc", "openseg_base_oc", "openseg_isa", "openseg_ocr"],
+)
+def test_evaluation_has_no_map_of_all_pairs(name: str, growth_without_context) -> None:
+    """65 x 129 features: the matrix would be 281 MB, as large as all else of a slim network."""
+    baseline = "openseg_fcn" if name.startswith("openseg") else "resnet101_baseline"
+    matrix = 4 * (65 * 129) ** 2
+    assert growth(name, 512, 1024) - growth_without_context[baseline] < matrix / 3
