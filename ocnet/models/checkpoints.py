@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from ocnet.models.key_names import common_names, is_classifier, is_counter
+from ocnet.models.key_names import common_names, is_counter, is_never_used
 from ocnet.models.segmentor import Segmentor
 from ocnet.models.weights import SCALE_KEY, check_scales, read_metadata
 from ocnet.modules.attention_transforms import AttentionTransforms, complete_shared_query
@@ -28,6 +28,7 @@ _LINES = 8
 _FIRST = "conv1.weight"
 _STEM = ("conv1.", "bn1.", "conv2.", "bn2.", "conv3.", "bn3.")
 # What takes the stem's output, of other widths.
+_FIRST_SHORTCUT = "layer1.0.downsample."
 _BEHIND_STEM = ("layer1.0.conv1.weight", "layer1.0.downsample.0.weight")
 
 
@@ -236,14 +237,14 @@ class _Fit:
             self._sources[place] = name
 
     def _complaint(self, left: list[str], mismatched: list[Mismatch]) -> str:
-        missing = [name for name in left if not self._of_other_stem(self._own_common[name])]
+        missing = [name for name in left if not self._may_be_missing(self._own_common[name])]
         of_backbone = self._backbone.issuperset(self._values) and bool(self._values)
         if of_backbone and self._backbone.isdisjoint(missing):
             missing = []
         foreign = [
             common
             for common in map(self._common.__getitem__, self._unused)
-            if not (is_classifier(common) or self._of_other_stem(common))
+            if not (is_never_used(common) or self._of_other_stem(common))
         ]
         reasons = (
             (missing, "are missing in it"),
@@ -251,6 +252,12 @@ class _Fit:
             (mismatched, "are of another shape"),
         )
         return ", ".join(f"{len(names)} {reason}" for names, reason in reasons if names)
+
+    def _may_be_missing(self, common: str) -> bool:
+        """Tell what a file with another stem need not have."""
+        # Behind a narrow stem the first shortcut of ResNet-18 is not even a convolution.
+        shortcut = self._other_stem and common.startswith(_FIRST_SHORTCUT)
+        return shortcut or self._of_other_stem(common)
 
     def _of_other_stem(self, common: str) -> bool:
         """Tell what belongs to one kind of stem, where file and network have different ones."""

@@ -17,9 +17,10 @@ _TIMM_STEM = {
     "conv1.0": "conv1", "conv1.1": "bn1", "conv1.3": "conv2", "conv1.4": "bn2", "conv1.6": "conv3",
     "bn1": "bn3",
 }  # fmt: skip
-# Layers of classifiers of whole images, which no network here has.
-_CLASSIFIERS = frozenset(
-    ("fc", "last_linear", "classifier", "incre_modules", "downsamp_modules", "final_layer")
+# What no network here has: layers of classifiers of whole images, and the class weights of the loss that the
+# HRNet repository saves with its network.
+_NEVER_USED = frozenset(
+    ("fc", "last_linear", "classifier", "incre_modules", "downsamp_modules", "final_layer", "loss")
 )
 
 
@@ -46,9 +47,9 @@ def is_counter(name: str) -> bool:
     return name.endswith(f".{_COUNTER}")
 
 
-def is_classifier(common: str) -> bool:
-    """Tell by its common name a tensor of a classifier of whole images."""
-    return common.partition(".")[0] in _CLASSIFIERS
+def is_never_used(common: str) -> bool:
+    """Tell by its common name a tensor that published files have and networks do not."""
+    return common.partition(".")[0] in _NEVER_USED
 
 
 def unwrapped(name: str) -> str:

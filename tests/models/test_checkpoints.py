@@ -226,6 +226,24 @@ def common_resnet(state: State, start: str) -> State:
     return with_counters(file)
 
 
+def test_a_common_resnet18_has_no_first_shortcut() -> None:
+    source, target = filled("resnet101_base_oc"), filled("resnet101_base_oc")
+    file = common_resnet(clone(source), "")
+    file = {n: v for n, v in file.items() if not n.startswith("layer1.0.downsample.")}
+    report = load_checkpoint(target, file)
+    assert "layer1.0.downsample.1.weight" in {entry.name for entry in report.left}
+    assert torch.equal(target.layer1[0].conv2.weight, source.layer1[0].conv2.weight)
+
+
+def test_the_loss_that_the_hrnet_repository_saves_is_not_used() -> None:
+    source, target = filled("seg_hrnet_w48_ocr"), filled("seg_hrnet_w48_ocr")
+    report = load_checkpoint(
+        target, {**in_model(clone(source)), "loss.criterion.weight": torch.ones(4)}
+    )
+    assert [entry.name for entry in report.unused] == ["loss.criterion.weight"]
+    assert_equal(clone(target), clone(source))
+
+
 @pytest.mark.parametrize("name", ["resnet101_base_oc", "openseg_isa"])
 def test_common_resnets_give_all_but_the_stem(name: str) -> None:
     source, target = filled(name, size=50), filled(name, size=50)

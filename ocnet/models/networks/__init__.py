@@ -9,7 +9,9 @@ from ocnet.models.networks.asp_oc import ASPOCNet
 from ocnet.models.networks.base_oc import BaseOCNet
 from ocnet.models.networks.baseline import BaselineNet
 from ocnet.models.networks.ce2p import CE2PNet
-from ocnet.models.networks.hrnet import HRNetASPOCRNet, HRNetFCNNet, HRNetOCRNet
+from ocnet.models.networks.hrnet_asp_ocr import HRNetASPOCRNet
+from ocnet.models.networks.hrnet_fcn import HRNetFCNNet
+from ocnet.models.networks.hrnet_ocr import HRNetOCRNet
 from ocnet.models.networks.local import LocalNet
 from ocnet.models.networks.openseg_asp_oc import OpensegASPOCNet
 from ocnet.models.networks.openseg_asp_ocr import OpensegASPOCRNet
