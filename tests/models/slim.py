@@ -2,7 +2,9 @@
 """Every network with few channels: the published structure, in no time."""
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import nn
@@ -10,8 +12,6 @@ from torch import nn
 from ocnet.models import Segmentor, names
 from ocnet.models.backbones import HRNetBody
 from ocnet.models.builder import build, find
-from ocnet.models.style import Style
-from ocnet.modules import norm_layer
 
 CLASSES = 4
 # Names that share everything but the backbone's depth or a width are not repeated.
@@ -24,7 +24,10 @@ _ATTENDING = ("oc", "isa", "ocr")
 def slim(
     name: str, num_classes: int = CLASSES, size: int | None = None, **options: Any
 ) -> Segmentor:
-    """Return a network with 8 channels in its heads, on ResNet-18 or a HRNet with 4, or of ``size``."""
+    """Return a network with 8 channels in its heads, on ResNet-18, or of another ``size``.
+
+    HRNets have 4 channels, one block where there are four, and fewer exchanges.
+    """
     recipe = find(name)
     if size is None:
         size = {"resnet": 18, "hrnet": 4, "tiny": 0}[recipe.backbone]
@@ -35,19 +38,9 @@ def slim(
         # Of a few pixels, so that they reach within small maps.
         defaults["dilations"] = (1, 2, 3)
     recipe = replace(recipe, size=size, options=defaults)
-    return build(recipe, name, num_classes, **options)
-
-
-def shallow(name: str, **options: Any) -> Segmentor:
-    """Return ``slim``, a HRNet with one block where there are four, and few exchanges."""
-    recipe = find(name)
-    if recipe.backbone != "hrnet":
-        return slim(name, **options)
-    norm = norm_layer(recipe.code.norm)
-    body = HRNetBody(4, norm, exchanges=(1, 1, 1), blocks=1)
-    network: Any = recipe.network
-    style = Style(norm, recipe.code.activation)
-    return network(body, CLASSES, style, **{**recipe.options, "channels": 8, **options})
+    small_hrnet = partial(HRNetBody, exchanges=(1, 2, 1), blocks=1)
+    with patch("ocnet.models.builder.HRNetBody", small_hrnet):
+        return build(recipe, name, num_classes, **options)
 
 
 def attends(name: str) -> bool:

@@ -184,9 +184,9 @@ def test_blocks_can_be_computed_again(kind: str, norm: str) -> None:
         torch.manual_seed(0)
         layers = norm_layer(norm)
         body: Body = (
-            ResNetBody(50, layers, recompute=recompute)
+            ResNetBody(18, layers, recompute=recompute)
             if kind == "resnet"
-            else HRNetBody(8, layers, recompute=recompute)
+            else HRNetBody(8, layers, exchanges=(1, 1, 1), recompute=recompute)
         )
         net = awake(Backbone(body)).double().train()
         images = torch.randn(2, 3, 65, 49, dtype=torch.float64, requires_grad=True)

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from ocnet.losses import DSNLoss
-from tests.models.slim import STRUCTURES, awake, shallow, slim
+from tests.models.slim import STRUCTURES, awake, slim
 
-# One network on HRNet, with few of its many layers; the others' heads are among these.
+# One network on HRNet; the heads of the others are among these.
 NETWORKS = [*(n for n in STRUCTURES if "hrnet" not in n), "seg_hrnet_w48_ocr"]
 # Sums in other orders, in double, through a hundred layers.
 CLOSE = 1e-9
@@ -35,7 +35,7 @@ def results(model: nn.Module, call: nn.Module, images: Tensor, target: Tensor) -
 
 @pytest.mark.parametrize("name", [*NETWORKS, "tiny_base_oc"])
 def test_trains_in_one_graph(name: str) -> None:
-    eager = awake(shallow(name, dropout=0.0)).double().train()
+    eager = awake(slim(name, dropout=0.0)).double().train()
     twin = copy.deepcopy(eager)
     compiled = torch.compile(twin, fullgraph=True, backend="aot_eager")
     images = torch.randn(2, 3, 40, 49, dtype=torch.float64)
@@ -50,7 +50,7 @@ def test_trains_in_one_graph(name: str) -> None:
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_exports_for_evaluation(name: str) -> None:
-    model = awake(shallow(name)).double().eval()
+    model = awake(slim(name)).double().eval()
     images = torch.randn(2, 3, 40, 49, dtype=torch.float64)
     program = torch.export.export(model, (images,))
     got, want = program.module()(images), model(images)
