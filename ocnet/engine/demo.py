@@ -186,7 +186,7 @@ def head_config(options: DemoOptions, name: str) -> RunConfig:
         steps, every = min(steps, 4), 2
     return RunConfig(
         data=DataConfig("mosaics", mosaics, eval_batch_size=8),
-        model=ModelConfig(name),
+        model=ModelConfig(name, norm="batchnorm"),
         train=TrainConfig(
             run_dir=str(options.out / name),
             steps=steps,

@@ -52,7 +52,6 @@ class AttentionTransforms(nn.Module):
 
     def query_and_key(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return queries and keys ``(N, key_channels, H, W)``; the same tensor if shared."""
-        # In the order of the published code, whatever it is good for.
         query: Tensor = self.f_query(x)
         return query, query if self.shared else self.f_key(x)
 
