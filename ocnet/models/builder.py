@@ -54,7 +54,7 @@ def create(
         backbone_activation: ``relu``, as published, or ``leaky_relu``, with which in-place norms keep one
             map where they keep two otherwise, as a ReLU has no inverse.
         checkpoint_backbone: Compute each block of the backbone again in the backward pass, and keep only
-            what is between them: memory for time. Not in the tiny networks.
+            what is between them: memory for time. Not for the tiny networks.
         **options: Options of the network: ``channels``, ``dropout``, ``sizes``, ``factors``, ``aux``, ...
 
     Raises:
@@ -96,6 +96,11 @@ def build(
     ):
         if value is not None and value not in _ACTIVATIONS:
             raise ValueError(f"create: {argument} must be relu or leaky_relu, got {value!r}")
+    if checkpoint_backbone and recipe.backbone == "tiny":
+        raise ValueError(
+            f"create: checkpoint_backbone must be left at False for {name}, whose four layers have no "
+            "blocks to compute again, got True"
+        )
     if activation is None:
         activation = _published_activation(recipe.code, norm)
     body = _body(recipe, norms, in_channels, backbone_activation, checkpoint_backbone)

@@ -259,6 +259,7 @@ def test_an_unknown_name_is_answered_with_the_nearest_ones() -> None:
         ("tiny_local", {"backbone_activation": "no"}, "backbone_activation must be relu or"),
         ("tiny_asp_oc", {"dilations": (1, 2)}, r"dilations must be three, got \(1, 2\)"),
         ("ce2p", {"context": "none"}, "context must be one of psp, asp_oc, got 'none'"),
+        ("tiny_ocr", {"checkpoint_backbone": True}, "checkpoint_backbone must be left at False"),
         ("tiny_ocr", {"norm": "instance"}, "norm must be one of batchnorm"),
     ],
 )
