@@ -13,9 +13,9 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from ocnet.models.key_names import common_names, is_counter, is_never_used
+from ocnet.models.key_names import common_names, is_counter, is_never_used, unwrapped
 from ocnet.models.segmentor import Segmentor
-from ocnet.models.weights import SCALE_KEY, check_scales, read_metadata
+from ocnet.models.weights import MAGNITUDES, SCALE_KEY, check_scales, read_metadata, scale_kind
 from ocnet.modules.attention_transforms import AttentionTransforms, complete_shared_query
 
 Shape = tuple[int, ...]
@@ -24,6 +24,10 @@ _SAFETENSORS = ".safetensors"
 # Under which training scripts keep the network, beside other things.
 _WRAPPING_KEYS = ("state_dict", "model")
 _LINES = 8
+_ADVICE = (
+    "the file is of a build with torch's norms and ReLU: create(..., norm='batchnorm') computes what it was "
+    "trained as; in-place norms read magnitudes of weights, and activate by leaky ReLU"
+)
 # Stems differ, of one convolution or three, narrow or wide, and what two of them call alike is not the same.
 _FIRST = "conv1.weight"
 _STEM = ("conv1.", "bn1.", "conv2.", "bn2.", "conv3.", "bn3.")
@@ -83,6 +87,7 @@ class LoadReport:
         unused: Tensors of the file that the network has no place for.
         mismatched: Tensors of both that differ in shape; left as they were.
         complaint: Why file and network do not fit, in a few words; empty if they do.
+        advice: What to know of a file that fits and still may not compute the same; empty if nothing.
     """
 
     loaded: tuple[Entry, ...]
@@ -91,6 +96,7 @@ class LoadReport:
     unused: tuple[Entry, ...]
     mismatched: tuple[Mismatch, ...]
     complaint: str = ""
+    advice: str = ""
 
     @property
     def ok(self) -> bool:
@@ -119,6 +125,8 @@ class LoadReport:
                 lines += [f"  {name}" for name in names[:_LINES]]
                 if len(names) > _LINES:
                     lines.append(f"  and {len(names) - _LINES} more")
+        if self.advice:
+            lines.append(self.advice)
         return "\n".join(lines)
 
 
@@ -179,6 +187,7 @@ class _Fit:
     ) -> None:
         self._own = own
         self._given = given
+        self._magnitudes = scale_kind(model) == MAGNITUDES
         self._backbone = _backbone_names(model, own)
         self._own_common = common_names(own)
         self._common = common_names(given)
@@ -223,6 +232,15 @@ class _Fit:
             tuple(Entry(name, tuple(self._given[name].shape)) for name in self._unused),
             tuple(mismatched),
             self._complaint(left, mismatched),
+            _ADVICE if self._magnitudes and self._of_torchs_norms() else "",
+        )
+
+    def _of_torchs_norms(self) -> bool:
+        """Tell a file of norms in a ``Sequential`` of their own, as builds with torch's norms have them."""
+        return any(
+            f"{place.rpartition('.')[0]}.0.running_mean" == unwrapped(source)
+            for place, source in self._sources.items()
+            if place.endswith(".running_mean")
         )
 
     def _take(self, name: str, place: str | None) -> None:

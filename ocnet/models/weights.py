@@ -14,7 +14,7 @@ from ocnet.models.key_names import unwrapped
 from ocnet.modules import ABN, InPlaceABN
 
 # Metadata of a file, and its values.
-SCALE_KEY, _SIGNED, _MAGNITUDE = "norm_scale", "signed", "magnitudes"
+SCALE_KEY, _SIGNED, MAGNITUDES = "norm_scale", "signed", "magnitudes"
 _NAMED = 8
 
 
@@ -63,7 +63,7 @@ def scale_kind(model: nn.Module) -> str:
     by_magnitude = (
         isinstance(m, InPlaceABN) and m.scale_mode == "abs_eps" for m in model.modules()
     )
-    return _MAGNITUDE if any(by_magnitude) else _SIGNED
+    return MAGNITUDES if any(by_magnitude) else _SIGNED
 
 
 def check_scales(

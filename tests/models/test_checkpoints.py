@@ -101,6 +101,16 @@ def test_published_layouts_are_loaded_and_come_back(name: str, layout) -> None:
     assert_equal(layout(clone(target)), written)
 
 
+def test_a_file_of_torchs_norms_in_a_network_of_in_place_ones_is_remarked_on() -> None:
+    state = clone(filled("openseg_ocr"))
+    for norm, advised in (("inplace_abn", True), ("batchnorm", False)):
+        target = filled("openseg_ocr", norm=norm)
+        report = load_checkpoint(target, in_module(of_torchs_norms(state)))
+        assert report.ok
+        assert ("norm='batchnorm'" in str(report)) == bool(report.advice) == advised
+        assert not load_checkpoint(target, in_module(state)).advice
+
+
 @pytest.mark.parametrize("wrapper", ["state_dict", "model", "both"])
 @pytest.mark.parametrize("ending", ["pth", "legacy", "safetensors"])
 def test_files(tmp_path: Path, ending: str, wrapper: str) -> None:
