@@ -47,7 +47,7 @@ def create(
             ranks; ``inplace_abn``, the same of this process; ``batchnorm``; or ``syncbn``, torch's, on
             GPUs. Scales of the in-place norms are ``|weight| + eps``. By default that of the published
             network: ``inplace_abn_sync``, but ``syncbn`` for ``seg_hrnet_*``.
-        backend: Back end of all ops of ``ocnet.ops``.
+        backend: Back end of the ops of attention; norms choose theirs by themselves.
         in_channels: Channels of the images.
         activation: Of the heads, ``leaky_relu`` (slope 0.01) or ``relu``. By default as published: ``relu``
             in ``seg_hrnet_*`` and with openseg's norms that are not in-place, ``leaky_relu`` elsewhere.

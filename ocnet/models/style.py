@@ -13,7 +13,7 @@ class Style:
     Attributes:
         norm: What ``ocnet.modules.norm_layer`` returned.
         activation: ``leaky_relu`` (slope 0.01) or ``relu``, of the heads.
-        backend: Back end of the ops of ``ocnet.ops``.
+        backend: Back end of the ops of attention.
     """
 
     norm: Norm = BATCHNORM

@@ -20,7 +20,7 @@ from ocnet.modules import (
     SyncABN,
     norm_names,
 )
-from tests.models.slim import STRUCTURES, awake, slim
+from tests.models.slim import STRUCTURES, attends, awake, slim
 
 HEADS = ("baseline", "base_oc", "pyramid_oc", "asp_oc", "local")
 NAMES = {
@@ -230,9 +230,9 @@ def test_isa_with_several_factors() -> None:
 def test_the_backend_reaches_every_op() -> None:
     for name in STRUCTURES:
         model = slim(name, backend="reference")
-        assert {m.backend for m in model.modules() if type(m).__module__.endswith(
-            ("object_context", "pyramid_oc", "isa", "ocr")) and hasattr(m, "backend")
-        } <= {"reference"}  # fmt: skip
+        ops = [m for m in model.modules() if hasattr(m, "backend") and not isinstance(m, ABN)]
+        assert bool(ops) == attends(name)
+        assert {m.backend for m in ops} <= {"reference"}
 
 
 def test_an_unknown_name_is_answered_with_the_nearest_ones() -> None:
