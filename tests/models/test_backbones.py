@@ -135,9 +135,7 @@ def test_hrnet_takes_any_size(size: tuple[int, int]) -> None:
     assert net(torch.randn(1, 3, *size))[0].shape == (1, 60, rows, columns)
 
 
-def deviations(
-    net: nn.Module, kind: type[nn.Module] | None = None
-) -> list[tuple[float, nn.Conv2d]]:
+def deviations(net: nn.Module) -> list[tuple[float, nn.Conv2d]]:
     convs = [m for m in net.modules() if isinstance(m, nn.Conv2d)]
     return [(float(c.weight.detach().std()), c) for c in convs if c.weight.numel() > 4096]
 
