@@ -7,7 +7,9 @@ READY := $(VENV)/.ready
 NATIVE := $(wildcard csrc/*.* csrc/*/*.* csrc/*/*/*.*) setup.py tools/native_build.py
 CXX_FILES := $(foreach folder,csrc tests,$(foreach end,h cpp cu cuh,'$(folder)/*.$(end)'))
 
-.PHONY: demo test slow lint types format gpu-check doctor clean
+.PHONY: install demo test slow lint types format gpu-check doctor clean
+
+install: $(READY)
 
 demo: $(READY)
 	$(BIN)/ocnet demo

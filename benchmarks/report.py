@@ -82,9 +82,9 @@ def _group(rows: Sequence[Row]) -> str:
         f"{first['date'][:10]}. Copy {first['copy_gb_s']:.0f} GB/s, "
         f"product {first['matmul_tflop_s']:.2f} TFLOP/s.",
         "",
-        _line(header),
-        _line(["---"] * len(header)),
-        *(_line(_cells(row, plain_ms.get(row["phase"]))) for row in _folded(rows)),
+        line(header),
+        line(["---"] * len(header)),
+        *(line(_cells(row, plain_ms.get(row["phase"]))) for row in _folded(rows)),
         "",
     ]
     return "\n".join(lines)
@@ -124,13 +124,13 @@ def summary(rows: Sequence[Row]) -> str:
             workload = row["workload"]
             key = (row["device_name"], row["case"], workload["dtype"], row["form"])
             lines.setdefault(key, {})[row["phase"]] = row
-    table = [_line(_SHORT_HEADER), _line(["---"] * len(_SHORT_HEADER))]
+    table = [line(_SHORT_HEADER), line(["---"] * len(_SHORT_HEADER))]
     for (device, case, dtype, form), phases in lines.items():
         if {"forward", "step"} <= phases.keys():
             step = phases["step"]
             backend = f" ({step['backend']})" if step["backend"] else ""
             times = [_time_or_status(phases[name]) for name in ("forward", "step")]
-            table.append(_line([device, case, dtype, form + backend, *times, *_memory(step)]))
+            table.append(line([device, case, dtype, form + backend, *times, *_memory(step)]))
     return "\n".join(table)
 
 
@@ -148,7 +148,7 @@ def _memory(row: Row) -> list[str]:
 def confirmed_table(rows: Iterable[Row]) -> str:
     """Return what the primitives do on each device, by the last row of each."""
     last = {row["device_name"]: row for row in rows}
-    table = [_line(_CONFIRMED_HEADER), _line(["---"] * len(_CONFIRMED_HEADER))]
+    table = [line(_CONFIRMED_HEADER), line(["---"] * len(_CONFIRMED_HEADER))]
     for device, row in last.items():
         names = [
             ", ".join(name for name, state in row["primitives"].items() if state in states)
@@ -156,22 +156,22 @@ def confirmed_table(rows: Iterable[Row]) -> str:
             for states in (("bitwise",), ("rounding",), ("differs", "failed"))
         ]
         run = f"{row['date'][:10]}, {(row['commit'] or 'unknown')[:12]}"
-        table.append(_line([device, run, *names]))
+        table.append(line([device, run, *names]))
     if not last:
-        table.append(_line(["none", "not yet run on a device", "-", "-", "-"]))
+        table.append(line(["none", "not yet run on a device", "-", "-", "-"]))
     return "\n".join(table)
 
 
-def insert(text: str, table: str) -> str:
+def insert(text: str, table: str, begin: str = _BEGIN, end: str = _END) -> str:
     """Put a table between the two marks of a document.
 
     Raises:
         ValueError: The document does not have both marks, in order.
     """
-    start, end = text.find(_BEGIN), text.find(_END)
-    if start < 0 or end < start:
-        raise ValueError(f"report: --into must name a file with {_BEGIN} and {_END}, got neither")
-    return text[: start + len(_BEGIN)] + "\n" + table + "\n" + text[end:]
+    start, stop = text.find(begin), text.find(end)
+    if start < 0 or stop < start:
+        raise ValueError(f"report: --into must name a file with {begin} and {end}, got neither")
+    return text[: start + len(begin)] + "\n" + table + "\n" + text[stop:]
 
 
 def _folded(rows: Sequence[Row]) -> list[Row]:
@@ -218,7 +218,7 @@ def _notes(row: Row) -> list[str]:
     return notes
 
 
-def _line(cells: Sequence[str]) -> str:
+def line(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 

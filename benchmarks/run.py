@@ -9,7 +9,6 @@ import argparse
 import datetime
 import json
 import re
-import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -21,7 +20,7 @@ from benchmarks import baselines, gate
 from benchmarks.backends import is_ours
 from benchmarks.cases import CASES, Case, select
 from benchmarks.rates import Rates, measure_rates
-from ocnet.engine.environment import versions
+from ocnet.engine.environment import source_commit, versions
 from ocnet.engine.measure import FAILED, OK, REFUSED, Job, Measurement, first_line, run_jobs
 from ocnet.engine.meters import device_name
 from ocnet.engine.workload import PHASES, Call, Form
@@ -183,31 +182,11 @@ def describe_machine(device: str) -> dict[str, Any]:
     """Return what a row must say of where it was made: commit, device, driver, versions, date."""
     now = datetime.datetime.now(datetime.timezone.utc)
     return {
-        "commit": _commit(),
+        "commit": source_commit(),
         "device_name": device_name(torch.device(device)),
         **versions(),
         "date": now.isoformat(timespec="seconds"),
     }
-
-
-def _commit() -> str | None:
-    root = Path(__file__).resolve().parent.parent
-    commit = _output("git", "-C", str(root), "rev-parse", "HEAD")
-    if commit is None:
-        return None
-    # Rows of an earlier run change nothing that is measured.
-    code = ("--untracked-files=no", "--", ".", ":!benchmarks/results")
-    changed = _output("git", "-C", str(root), "status", "--porcelain", *code)
-    return f"{commit}-changed" if changed else commit
-
-
-def _output(*command: str) -> str | None:
-    """Return the first line a program prints, or ``None`` if it cannot be run or fails."""
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip().partition("\n")[0]
 
 
 def slug(name: str) -> str:

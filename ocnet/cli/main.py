@@ -15,7 +15,9 @@ from ocnet import __version__
 _COMMANDS = {
     "train": ("ocnet.cli.train", "train a network from a YAML config"),
     "eval": ("ocnet.cli.evaluate", "score a trained network, class by class"),
+    "submit": ("ocnet.cli.submit", "label a test split as its server wants it"),
     "predict": ("ocnet.cli.predict", "label every pixel of a picture"),
+    "data": ("ocnet.cli.data", "check pictures and labels before training"),
     "demo": ("ocnet.cli.demo", "train object context and its local control, and show both"),
     "doctor": ("ocnet.cli.doctor", "print versions, devices and back ends, with reasons"),
     "bench": ("ocnet.cli.bench", "measure the fused ops against plain torch"),

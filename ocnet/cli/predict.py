@@ -7,6 +7,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from ocnet.cli.networks import add_network_arguments, open_network, parse_network_arguments
+
 _MAX_SIDE = 1024
 
 
@@ -25,7 +27,7 @@ def main(argv: Sequence[str]) -> int:
         "numbers, and beside it <out>_overlay.png, the picture with the colours over it; with --attention "
         "also <out>_attention.png, what the network looked at.",
     )
-    parser.add_argument("--run", type=Path, required=True, help="folder that ocnet train wrote")
+    add_network_arguments(parser)
     parser.add_argument("--image", type=Path, required=True, help="picture, in any common format")
     parser.add_argument("--out", type=Path, required=True, help="PNG to write")
     parser.add_argument(
@@ -47,8 +49,7 @@ def main(argv: Sequence[str]) -> int:
         metavar="ROW,COLUMN",
         help="query points of --attention, pixels of the picture (the innermost of the largest classes)",
     )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:<number>")
-    args = parser.parse_args(argv)
+    args, overrides = parse_network_arguments(parser, argv)
     if args.out.suffix.lower() != ".png":
         raise ValueError(f"predict: --out must end in .png, got {args.out}")
     if args.points is not None and not args.attention:
@@ -62,11 +63,10 @@ def main(argv: Sequence[str]) -> int:
 
     from ocnet.data import overlay, read_picture, write_class_map
     from ocnet.engine.attention_pictures import draw_attention
-    from ocnet.engine.run import load_run
     from ocnet.evaluation import classify_picture
 
     picture = read_picture(args.image)
-    run = load_run(args.run, args.device)
+    run = open_network(args, overrides)
     max_side = args.max_side if args.max_side > 0 else None
     classes = classify_picture(
         run.model,

@@ -29,12 +29,16 @@ def print_evaluation(
     for heading in ("IoU", "accuracy", "precision", "pixels"):
         table.add_column(heading, justify="right")
     for row in evaluation.confusion.per_class_table(class_names):
-        scores = (row.iou, row.accuracy, row.precision)
-        table.add_row(row.name, *(_percent(score) for score in scores), f"{row.pixels:,}")
+        scores = [_percent(score) for score in (row.iou, row.accuracy, row.precision)]
+        if row.absent:
+            scores = ["absent", "", ""]
+        table.add_row(row.name, *scores, f"{row.pixels:,}")
     out.print(table)
+    absent = len(evaluation.confusion.absent())
     out.print(
-        f"mIoU {_percent(evaluation.mean_iou)}  pixel accuracy "
-        f"{_percent(evaluation.pixel_accuracy)}"
+        f"mIoU {_percent(evaluation.mean_iou)}"
+        + (f" (of {len(class_names) - absent} classes; {absent} absent)" if absent else "")
+        + f"  pixel accuracy {_percent(evaluation.pixel_accuracy)}"
         + "".join(
             f"  {name} pixels right {_percent(group.accuracy)}"
             for name, group in evaluation.groups.items()

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ocnet.cli.tables import print_evaluation
-from ocnet.engine.config import parse_config
+from ocnet.engine.config_files import parse_config
 
 
 def main(argv: Sequence[str]) -> int:

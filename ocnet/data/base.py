@@ -6,15 +6,13 @@ from __future__ import annotations
 import abc
 import colorsys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from ocnet.data.transforms import PictureTransform
-
-IGNORE_INDEX = 255
-"""Label of pixels that count neither in the loss nor in the metrics."""
+from ocnet.data.inputs import PictureTransform
+from ocnet.data.labels import IGNORE_INDEX, LabelMap
 
 RGB = tuple[int, int, int]
 
@@ -42,11 +40,19 @@ class DatasetInfo:
         class_names: one name per class, in the order of the class numbers.
         picture_transform: makes network input, as the data set has it, out of any RGB picture.
         palette: one colour per class, 0 to 255 each for red, green and blue.
+        label_map: class of each value that label files have; by default they hold class numbers.
+        mirror_pairs: classes that change places when a picture is mirrored, such as left and right arms.
     """
 
     class_names: tuple[str, ...]
     picture_transform: PictureTransform
     palette: tuple[RGB, ...]
+    label_map: LabelMap = field(default=LabelMap({}))
+    mirror_pairs: tuple[tuple[int, int], ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.label_map.classes:
+            object.__setattr__(self, "label_map", LabelMap.identity(self.num_classes))
 
     @property
     def num_classes(self) -> int:
@@ -97,6 +103,11 @@ class SegmentationDataset(abc.ABC):
     def channels(self) -> int:
         """Channels of every image."""
         return self.info.channels
+
+    @property
+    def labelled(self) -> bool:
+        """Whether every sample has labels, so that it can be trained and scored on."""
+        return True
 
     @abc.abstractmethod
     def __len__(self) -> int:

@@ -41,18 +41,21 @@ class Loader:
     The stream is a function of ``seed`` alone: epoch ``e`` goes through all samples once, in an
     order drawn from ``(seed, e)``, and the augmentation of the ``d``-th draw comes from
     ``(seed, d)``. A batch may span two epochs. Neither the number of workers nor the global
-    random state has any part in it, so :attr:`position` is all there is to resume from.
+    random state has any part in it, so :attr:`position` is all there is to resume from. Of several
+    processes each takes an equal run of every batch, so their number has no part in it either.
 
     Args:
         dataset: all its draws must have one size.
-        batch_size: samples per batch, at least 1.
+        batch_size: samples per batch of all processes together, at least 1.
         seed: 0 or more.
         workers: processes that prepare batches ahead; 0 prepares them in this process.
         pin_memory: whether batches come in page-locked memory, for training on a GPU.
+        rank: number of this process.
+        processes: number of processes.
 
     Raises:
-        ValueError: an argument is out of its range; while iterating, what the data set raises, or
-            samples of a batch that differ in size.
+        ValueError: an argument is out of its range, or the processes cannot share a batch; while iterating,
+            what the data set raises, or samples of a batch that differ in size.
     """
 
     def __init__(
@@ -62,6 +65,9 @@ class Loader:
         seed: int,
         workers: int = 0,
         pin_memory: bool = False,
+        *,
+        rank: int = 0,
+        processes: int = 1,
     ) -> None:
         for name, value, least in (
             ("batch_size", batch_size, 1),
@@ -70,8 +76,15 @@ class Loader:
         ):
             if value < least:
                 raise ValueError(f"Loader: {name} must be at least {least}, got {value}")
+        if batch_size % processes:
+            raise ValueError(
+                f"Loader: batch_size must be a multiple of the number of processes, {processes}, got "
+                f"{batch_size}"
+            )
         self._draws = _Draws(dataset, seed)
         self._batch_size = batch_size
+        self._share = batch_size // processes
+        self._rank = rank
         self._workers = workers
         self._pin_memory = pin_memory
         self.position = 0
@@ -81,8 +94,10 @@ class Loader:
         """Yield batches for ever, from :attr:`position` on."""
         loader = DataLoader(
             self._draws,
-            batch_size=self._batch_size,
-            sampler=_CountFrom(self.position * self._batch_size),
+            batch_size=self._share,
+            sampler=_Numbers(
+                self.position, self._batch_size, self._rank * self._share, self._share
+            ),
             num_workers=self._workers,
             collate_fn=_stack,
             worker_init_fn=_single_threaded,
@@ -113,27 +128,31 @@ class _Draws(Dataset["Sample | Exception"]):
     def __getitem__(self, number: int) -> Sample | Exception:
         epoch, place = divmod(number, len(self._dataset))
         if epoch != self._epoch:
-            shuffle = torch.Generator().manual_seed(_mix(self._seed, 2 * epoch))
+            shuffle = torch.Generator().manual_seed(mix_seeds(self._seed, 2 * epoch))
             self._order = torch.randperm(len(self._dataset), generator=shuffle).tolist()
             self._epoch = epoch
-        augment = torch.Generator().manual_seed(_mix(self._seed, 2 * number + 1))
+        augment = torch.Generator().manual_seed(mix_seeds(self._seed, 2 * number + 1))
         try:
             return self._dataset.draw(self._order[place], augment)
         except (ValueError, TypeError, OSError) as error:
             return error
 
 
-class _CountFrom(Sampler[int]):
-    """Counts up from a number, for ever."""
+class _Numbers(Sampler[int]):
+    """Counts up for ever: of each batch from ``first`` on, ``share`` numbers that begin at ``offset``."""
 
-    def __init__(self, start: int) -> None:
-        self._start = start
+    def __init__(self, first: int, batch_size: int, offset: int, share: int) -> None:
+        self._first = first
+        self._batch_size = batch_size
+        self._part = range(offset, offset + share)
 
     def __iter__(self) -> Iterator[int]:
-        return itertools.count(self._start)
+        for batch in itertools.count(self._first):
+            for place in self._part:
+                yield batch * self._batch_size + place
 
 
-def _mix(seed: int, stream: int) -> int:
+def mix_seeds(seed: int, stream: int) -> int:
     """Return a 63-bit seed for stream number ``stream``; neighbours are unrelated."""
     return int(np.random.SeedSequence([seed, stream]).generate_state(1, np.uint64)[0]) >> 1
 

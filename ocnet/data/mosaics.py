@@ -20,8 +20,8 @@ from ocnet.data.base import (
     check_index,
     distinct_colours,
 )
+from ocnet.data.inputs import Standardise, to_grey
 from ocnet.data.photos import bundled_picture
-from ocnet.data.transforms import Standardise, to_grey
 
 Split = Literal["train", "val"]
 

@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from ocnet import report
 from ocnet.engine.run import Run
@@ -31,6 +32,7 @@ def draw_attention(
     *,
     points: Array | None = None,
     max_side: int | None = None,
+    image: Tensor | None = None,
 ) -> None:
     """Write what a network looks at in a picture, one row for each of its views.
 
@@ -44,6 +46,7 @@ def draw_attention(
         points: ``(P, 2)`` query points, rows and columns in the picture; default: the innermost pixels of
             the largest classes.
         max_side: as in ``ocnet.evaluation.classify_picture``.
+        image: ``(C, H, W)``, what the network is given, where it is not made of the picture.
 
     Raises:
         ValueError: the network attends to nothing, or a point is outside the picture.
@@ -51,16 +54,16 @@ def draw_attention(
     """
     if points is None:
         points = innermost_points(classes, _QUERIES)
-    shown = reduce_picture(picture, max_side)
     height, width = picture.shape[:2]
+    if image is None:
+        image = run.info.picture_transform(reduce_picture(picture, max_side))
     near = rescale_points(
         "draw_attention",
         torch.from_numpy(points),
         (height, width),
-        (shown.shape[0], shown.shape[1]),
+        (image.shape[-2], image.shape[-1]),
     )
-    image = run.info.picture_transform(shown)[None].to(run.device)
-    views = attention_views(run.model, image, near.to(run.device))
+    views = attention_views(run.model, image[None].to(run.device), near.to(run.device))
     names = run.info.class_names
     of_points = [view for view in views if not view.of_classes]
     if of_points:

@@ -17,6 +17,7 @@ import torch
 
 from ocnet.engine.config import (
     DataConfig,
+    EvalConfig,
     ModelConfig,
     MosaicsConfig,
     OptimConfig,
@@ -185,7 +186,8 @@ def head_config(options: DemoOptions, name: str) -> RunConfig:
         mosaics = MosaicsConfig(size=32, train_length=64, val_length=8, seed=options.seed)
         steps, every = min(steps, 4), 2
     return RunConfig(
-        data=DataConfig("mosaics", mosaics, eval_batch_size=8),
+        data=DataConfig("mosaics", mosaics=mosaics),
+        eval=EvalConfig(batch_size=8),
         model=ModelConfig(name, norm="batchnorm"),
         train=TrainConfig(
             run_dir=str(options.out / name),

@@ -16,6 +16,7 @@ from torch import Tensor
 from ocnet import report
 from ocnet.data import PHOTOS, LookupMosaics, load_photo
 from ocnet.engine.attention_pictures import innermost
+from ocnet.engine.datasets import build_datasets
 from ocnet.engine.demo import (
     FLAT_FACTOR,
     HEADS,
@@ -26,7 +27,6 @@ from ocnet.engine.demo import (
     head_config,
 )
 from ocnet.engine.measure import OK, OUT_OF_MEMORY, TOO_LARGE, Measurement
-from ocnet.engine.run import build_datasets
 from ocnet.engine.trainer import TrainResult
 from ocnet.engine.workload import FORWARD, STEP
 from ocnet.evaluation import ClassRow, predict_logits

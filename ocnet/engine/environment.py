@@ -5,6 +5,7 @@ import importlib.metadata
 import platform
 import shutil
 import subprocess
+from pathlib import Path
 
 import torch
 
@@ -31,6 +32,23 @@ def versions() -> dict[str, str | None]:
         "opencv": _installed("opencv-python-headless"),
         "system": f"{platform.system()} {platform.machine()}",
     }
+
+
+def source_commit() -> str | None:
+    """Return the commit of the checkout that this package runs from, ``None`` where it is no checkout.
+
+    ``-changed`` is put behind it where tracked files differ, but for rows of earlier benchmarks, which change
+    nothing that is measured.
+    """
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None
+    commit = _output("git", "-C", str(root), "rev-parse", "HEAD")
+    if commit is None:
+        return None
+    code = ("--untracked-files=no", "--", ".", ":!benchmarks/results")
+    changed = _output("git", "-C", str(root), "status", "--porcelain", *code)
+    return f"{commit}-changed" if changed else commit
 
 
 def devices() -> dict[str, str]:
@@ -77,12 +95,13 @@ def _installed(package: str) -> str | None:
 
 
 def _driver() -> str | None:
-    if shutil.which("nvidia-smi") is None:
+    return _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader") or None
+
+
+def _output(*command: str) -> str | None:
+    """Return the first line a program prints, or ``None`` if it cannot be run or fails."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
+    except (OSError, subprocess.SubprocessError):
         return None
-    done = subprocess.run(
-        ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return done.stdout.splitlines()[0].strip() if done.returncode == 0 and done.stdout else None
+    return done.stdout.strip().partition("\n")[0]

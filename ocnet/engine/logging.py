@@ -1,13 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""What a run says while it goes: a progress bar on a terminal, plain lines elsewhere, and JSON lines."""
+"""What a run says while it goes: a progress bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
-import json
-import math
 import time
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from types import TracebackType
 
 from rich.console import Console
@@ -18,9 +15,6 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
-
-Record = dict[str, float]
-"""One line of the metrics: ``step``, ``loss``, ``lr``, ``images_per_s`` and, at evaluations, scores."""
 
 
 class ProgressLog:
@@ -34,18 +28,25 @@ class ProgressLog:
         steps: steps of the whole run.
         first: steps done before this process, by a run that is continued.
         console: where to print; default: standard output.
+        quiet: say nothing, as all processes of a run but one.
     """
 
     def __init__(
-        self, title: str, steps: int, first: int = 0, console: Console | None = None
+        self,
+        title: str,
+        steps: int,
+        first: int = 0,
+        console: Console | None = None,
+        *,
+        quiet: bool = False,
     ) -> None:
         self._title = title
         self._steps = steps
         self._first = first
-        self._console = Console() if console is None else console
+        self._console = Console(quiet=quiet) if console is None else console
         self._start = time.monotonic()
         self._bar: Progress | None = None
-        if self._console.is_terminal:
+        if self._console.is_terminal and not quiet:
             self._bar = Progress(
                 TextColumn("{task.description}", markup=False),
                 BarColumn(bar_width=20),
@@ -122,28 +123,56 @@ class ProgressLog:
 _SCORE_NAMES = {"miou": "mIoU", "pixel_accuracy": "pixel accuracy"}
 
 
-class MetricsFile:
-    """The records of a run as JSON lines, each on disk as soon as it exists.
+class CountLog:
+    """Shows how many pictures are done: a bar on a terminal, a line for each tenth elsewhere.
+
+    Use it as a context manager.
 
     Args:
-        path: file to write; what it held before is replaced.
-        history: records of the steps before this process.
+        title: what is done.
+        console: where to print; default: standard output.
     """
 
-    def __init__(self, path: Path, history: Sequence[Mapping[str, float]] = ()) -> None:
-        self._path = path
-        path.write_text("".join(_json_line(record) for record in history), encoding="utf-8")
+    def __init__(self, title: str, console: Console | None = None) -> None:
+        self._title = title
+        self._console = Console() if console is None else console
+        self._bar: Progress | None = None
+        self._tenth = 0
+        if self._console.is_terminal:
+            self._bar = Progress(
+                TextColumn("{task.description}", markup=False),
+                BarColumn(bar_width=20),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                console=self._console,
+            )
+            self._task = self._bar.add_task(title, total=None)
 
-    def append(self, record: Mapping[str, float]) -> None:
-        """Add a record.
+    def __enter__(self) -> CountLog:
+        """Start the bar."""
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Stop the bar and leave it on the screen."""
+        if self._bar is not None:
+            self._bar.stop()
+
+    def update(self, done: int, total: int) -> None:
+        """Say how many are done.
 
         Args:
-            record: numbers by name; NaN is written as ``null``, which JSON has.
+            done: so many, of ...
+            total: ... all.
         """
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(_json_line(record))
-
-
-def _json_line(record: Mapping[str, float]) -> str:
-    legal = {key: None if math.isnan(value) else value for key, value in record.items()}
-    return json.dumps(legal, allow_nan=False) + "\n"
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done, total=total)
+        elif 10 * done // total > self._tenth:
+            self._tenth = 10 * done // total
+            self._console.print(f"{self._title}  {done}/{total}", highlight=False, markup=False)

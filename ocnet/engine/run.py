@@ -1,31 +1,27 @@
 # SPDX-License-Identifier: MIT
-"""What a config stands for: data sets, a network, a device; and a finished run read back."""
+"""The network and the device of a config, and a finished run read back."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from ocnet import _env
-from ocnet.data import (
-    DatasetInfo,
-    FolderPairs,
-    LookupMosaics,
-    Normalise,
-    SegmentationDataset,
-    distinct_colours,
-    mosaics_info,
-)
-from ocnet.data.mosaics import Split
-from ocnet.engine.config import DataConfig, ModelConfig, MosaicsConfig, RunConfig, load_config
-from ocnet.models import Segmentor, create, load_checkpoint
+from ocnet.data import DatasetInfo
+from ocnet.engine.config import ModelConfig, RunConfig
+from ocnet.engine.config_files import load_config
+from ocnet.engine.datasets import dataset_info
+from ocnet.models import LoadReport, Segmentor, create, load_checkpoint
 from ocnet.models.weights import SCALE_KEY, save_weights, scale_kind
 
 CONFIG_FILE = "config.yaml"
 METRICS_FILE = "metrics.jsonl"
+METRICS_TABLE = "metrics.csv"
+REPEAT_FILE = "run.json"
+TENSORBOARD_FOLDER = "tensorboard"
 CLASSES_FILE = "per_class.csv"
 CHECKPOINT_FILE = "last.pt"
 WEIGHTS_FILE = "weights.safetensors"
@@ -33,10 +29,10 @@ WEIGHTS_FILE = "weights.safetensors"
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder, read back.
+    """A network with its weights, and what they were trained for.
 
     Attributes:
-        path: the folder.
+        path: the run folder, or where there is none the file of the weights.
         config: what was trained.
         info: classes, colours and normalisation of its data set.
         device: where the network is.
@@ -50,12 +46,13 @@ class Run:
     model: Segmentor
 
 
-def load_run(path: Path, device: str = "auto") -> Run:
+def load_run(path: Path, device: str = "auto", overrides: Sequence[str] = ()) -> Run:
     """Read a run folder; the data set itself is not touched.
 
     Args:
         path: folder that ``ocnet train`` wrote.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:<number>``.
+        overrides: ``<section>.<key>=<value>`` of the config that shall be different, such as ``eval.flip=true``.
 
     Returns:
         The run.
@@ -69,11 +66,36 @@ def load_run(path: Path, device: str = "auto") -> Run:
             raise FileNotFoundError(
                 f"load_run: path must be a run folder of ocnet train, got {path} without {name}"
             )
-    config = load_config(path / CONFIG_FILE)
+    config = load_config(path / CONFIG_FILE, overrides)
+    return _opened(path, config, path / WEIGHTS_FILE, device)
+
+
+def load_weights(
+    config_path: Path, weights: Path, device: str = "auto", overrides: Sequence[str] = ()
+) -> Run:
+    """Read weights that were trained elsewhere; the data set itself is not touched.
+
+    Args:
+        config_path: config that names the network and its data set.
+        weights: any file that ``ocnet.models.load_checkpoint`` reads.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:<number>``.
+        overrides: as for :func:`load_run`.
+
+    Returns:
+        The network, as if a run had ended with these weights.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: the weights do not fit the config, or the device is not there.
+    """
+    return _opened(weights, load_config(config_path, overrides), weights, device)
+
+
+def _opened(path: Path, config: RunConfig, weights: Path, device: str) -> Run:
     info = dataset_info(config.data)
     place = pick_device(device)
     model = _create(config.model, info)
-    load_checkpoint(model, path / WEIGHTS_FILE)
+    load_checkpoint(model, weights)
     return Run(path, config, info, place, model.to(place).eval())
 
 
@@ -120,56 +142,7 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def dataset_info(config: DataConfig) -> DatasetInfo:
-    """Return classes, colours and normalisation of a data set, without its files.
-
-    Args:
-        config: which data set.
-
-    Returns:
-        What the data sets of :func:`build_datasets` have as ``info``.
-    """
-    if config.name == "mosaics":
-        return mosaics_info()
-    names = tuple(config.folder.class_names)
-    return DatasetInfo(names, _normalise(config), distinct_colours(len(names)))
-
-
-def build_datasets(config: DataConfig) -> tuple[SegmentationDataset, SegmentationDataset]:
-    """Return the training and the validation split.
-
-    Args:
-        config: which data set.
-
-    Returns:
-        Training split, validation split.
-
-    Raises:
-        FileNotFoundError: files of the data set are missing.
-        ValueError: an option is out of its range.
-        RuntimeError: a package that the data set needs is missing.
-    """
-    if config.name == "mosaics":
-        return (
-            _mosaics(config.mosaics, "train", config.mosaics.train_length),
-            _mosaics(config.mosaics, "val", config.mosaics.val_length),
-        )
-    folder = config.folder
-    train_pairs, val_pairs = (
-        FolderPairs(
-            _rooted(root),
-            folder.class_names,
-            _normalise(config),
-            crop=folder.crop,
-            scale_range=(folder.scale_min, folder.scale_max),
-            flip=folder.flip,
-        )
-        for root in (folder.train, folder.val)
-    )
-    return train_pairs, val_pairs
-
-
-def build_model(config: ModelConfig, info: DatasetInfo) -> Segmentor:
+def build_model(config: ModelConfig, info: DatasetInfo) -> tuple[Segmentor, LoadReport | None]:
     """Return the network, with the weights that the config starts from.
 
     Args:
@@ -177,16 +150,16 @@ def build_model(config: ModelConfig, info: DatasetInfo) -> Segmentor:
         info: how many classes and image channels it has.
 
     Returns:
-        The network, on the CPU, in training mode.
+        The network, on the CPU, in training mode, and what became of the weights, if there are any.
 
     Raises:
         FileNotFoundError: the weights are missing.
         ValueError: name, an option or the weights do not fit.
     """
     model = _create(config, info)
-    if config.weights is not None:
-        load_checkpoint(model, config.weights)
-    return model
+    if config.weights is None:
+        return model, None
+    return model, load_checkpoint(model, config.weights, strict=config.weights_strict)
 
 
 def _create(config: ModelConfig, info: DatasetInfo) -> Segmentor:
@@ -200,17 +173,3 @@ def _create(config: ModelConfig, info: DatasetInfo) -> Segmentor:
     # Nothing reads auxiliary logits in evaluation.
     model.aux_in_eval = False
     return model
-
-
-def _mosaics(config: MosaicsConfig, split: Split, length: int) -> LookupMosaics:
-    return LookupMosaics(split, config.size, length, config.seed, config.flat_fraction)
-
-
-def _normalise(config: DataConfig) -> Normalise:
-    return Normalise(tuple(config.folder.mean), tuple(config.folder.std))
-
-
-def _rooted(path: str) -> Path:
-    """Return a data path; a relative one starts at ``OCNET_DATA_ROOT`` where that is set."""
-    root = _env.data_root()
-    return Path(path) if root is None else Path(root) / path

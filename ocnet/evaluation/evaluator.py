@@ -4,15 +4,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ocnet.data import SegmentationDataset
-from ocnet.evaluation.inference import predict_logits
+from ocnet.data import Sample, SegmentationDataset
+from ocnet.evaluation.inference import Network
 from ocnet.evaluation.metrics import ConfusionMatrix
+from ocnet.evaluation.options import InferenceOptions
+from ocnet.evaluation.predictor import Predictor
 
 
 @dataclass
@@ -78,61 +80,93 @@ class Evaluation:
             group.correct += int((correct & mask).sum())
             group.total += int((counted & mask).sum())
 
+    def merge(self, other: Evaluation) -> None:
+        """Add what was counted elsewhere, such as by another process on other pictures.
+
+        Args:
+            other: counts of the same classes.
+
+        Raises:
+            ValueError: the other has other classes or another ignore value. Nothing is added then.
+        """
+        self.confusion.merge(other.confusion)
+        for name, group in other.groups.items():
+            mine = self.groups.setdefault(name, GroupAccuracy())
+            mine.correct += group.correct
+            mine.total += group.total
+
 
 def evaluate(
-    model: nn.Module,
+    model: Network,
     dataset: SegmentationDataset,
     *,
+    options: InferenceOptions | None = None,
     batch_size: int = 1,
     device: torch.device | str = "cpu",
+    indices: Iterable[int] | None = None,
     on_batch: Callable[[int], None] | None = None,
+    on_picture: Callable[[int, str, Tensor, Tensor], None] | None = None,
 ) -> Evaluation:
     """Compare a network's predictions with the labels of a data set.
 
-    Logits are enlarged to the size of the label before the class is taken.
+    Results are enlarged to the size of the label before the class is taken.
 
     Args:
         model: on ``device``; maps ``(N, C, H, W)`` to something whose ``main`` is logits.
-        dataset: pictures, taken whole, in order.
+        dataset: pictures, taken whole.
+        options: how the network is asked about each picture; default: once, about the whole picture.
         batch_size: pictures per call of the model, at least 1; neighbours of different size are
-            never put into one batch.
+            never put into one batch. Where ``options`` ask for more than one look, pictures go alone.
         device: where the model is.
+        indices: which samples, in this order; default: all. Processes that share a data set take
+            ``range(rank, len(dataset), ranks)`` each, and :meth:`Evaluation.merge` what they counted.
         on_batch: called with the number of pictures done after each batch.
+        on_picture: called for each picture with its number in the data set, its name, and the predicted and
+            the true classes ``(H, W)``, int64 on the host.
 
     Returns:
         The counts.
 
     Raises:
-        ValueError: ``batch_size`` is below 1, or a label or prediction is no class of the data set.
+        ValueError: ``batch_size`` is below 1, the data set has no labels, the network has another number of
+            classes than the data set, or a label is no class of it.
     """
     if batch_size < 1:
         raise ValueError(f"evaluate: batch_size must be at least 1, got {batch_size}")
+    if not dataset.labelled:
+        raise ValueError("evaluate: dataset must have labels, got pictures without them")
+    predictor = Predictor(
+        model,
+        options,
+        num_classes=dataset.num_classes,
+        device=device,
+        mirror_pairs=dataset.info.mirror_pairs,
+    )
     result = Evaluation(ConfusionMatrix(dataset.num_classes, dataset.ignore_index))
+    numbers = range(len(dataset)) if indices is None else indices
     done = 0
-    for numbers, images, labels in _batches(dataset, batch_size):
-        predictions = predict_logits(model, images.to(device)).argmax(1).cpu()
-        for number, prediction, label in zip(numbers, predictions, labels, strict=True):
-            result.add(prediction, label, dict(dataset.pixel_groups(number)))
-        done += len(numbers)
+    for batch in _batches(dataset, numbers, batch_size if predictor.options.plain else 1):
+        predictions = predictor.classes(torch.stack([sample.image for _, sample in batch]))
+        for (number, sample), prediction in zip(batch, predictions, strict=True):
+            result.add(prediction, sample.label, dict(dataset.pixel_groups(number)))
+            if on_picture is not None:
+                on_picture(number, sample.name, prediction, sample.label)
+        done += len(batch)
         if on_batch is not None:
             on_batch(done)
     return result
 
 
 def _batches(
-    dataset: SegmentationDataset, batch_size: int
-) -> Iterator[tuple[list[int], Tensor, Tensor]]:
-    """Yield sample numbers, images and labels of runs of equal size, at most ``batch_size`` long."""
-    numbers: list[int] = []
-    images: list[Tensor] = []
-    labels: list[Tensor] = []
-    for number in range(len(dataset)):
+    dataset: SegmentationDataset, numbers: Iterable[int], batch_size: int
+) -> Iterator[list[tuple[int, Sample]]]:
+    """Yield numbers and samples in runs of equal size, at most ``batch_size`` long."""
+    batch: list[tuple[int, Sample]] = []
+    for number in numbers:
         sample = dataset[number]
-        if images and (len(images) == batch_size or images[0].shape != sample.image.shape):
-            yield numbers, torch.stack(images), torch.stack(labels)
-            numbers, images, labels = [], [], []
-        numbers.append(number)
-        images.append(sample.image)
-        labels.append(sample.label)
-    if images:
-        yield numbers, torch.stack(images), torch.stack(labels)
+        if batch and (len(batch) == batch_size or batch[0][1].image.shape != sample.image.shape):
+            yield batch
+            batch = []
+        batch.append((number, sample))
+    if batch:
+        yield batch

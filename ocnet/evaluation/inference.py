@@ -3,6 +3,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
 import cv2
 import numpy as np
 import torch
@@ -12,8 +16,31 @@ from torch.nn import functional as F
 
 from ocnet.data import PictureTransform
 
+Network = Callable[[Tensor], Any]
+"""Maps ``(N, C, H, W)`` to something whose ``main`` is logits; a module, or any other callable."""
 
-def predict_logits(model: nn.Module, image: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+
+@contextmanager
+def evaluating(model: Network) -> Iterator[None]:
+    """Put a model into evaluation mode, without gradients, and each of its modules back on leaving.
+
+    Args:
+        model: a module; other callables have no mode and are left alone.
+    """
+    modules = list(model.modules()) if isinstance(model, nn.Module) else []
+    modes = [module.training for module in modules]
+    if isinstance(model, nn.Module):
+        model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        # One by one: layers that are frozen stay in evaluation mode while the others train.
+        for module, training in zip(modules, modes, strict=True):
+            module.training = training
+
+
+def predict_logits(model: Network, image: Tensor, size: tuple[int, int] | None = None) -> Tensor:
     """Return the logits of an image of any size, for every pixel of it.
 
     The model sees the whole image at once; its output is enlarged bilinearly with aligned corners,
@@ -25,7 +52,8 @@ def predict_logits(model: nn.Module, image: Tensor, size: tuple[int, int] | None
         size: rows and columns of the result; default: those of the image.
 
     Returns:
-        ``(K, H, W)`` or ``(N, K, H, W)`` (rows and columns as ``size`` says), fp32 (fp64 if the model computes in it).
+        ``(K, H, W)`` or ``(N, K, H, W)`` (rows and columns as ``size`` says), fp32 (fp64 if the model
+        computes in it).
 
     Raises:
         ValueError: ``image`` has another number of dimensions.
@@ -37,26 +65,24 @@ def predict_logits(model: nn.Module, image: Tensor, size: tuple[int, int] | None
             f"predict_logits: image must be (C, H, W) or (N, C, H, W), got {tuple(image.shape)}"
         )
     batch = image if image.ndim == 4 else image[None]
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            logits: Tensor = model(batch).main
-            if logits.dtype in (torch.float16, torch.bfloat16):
-                logits = logits.float()
-            logits = F.interpolate(
-                logits,
-                size=batch.shape[-2:] if size is None else size,
-                mode="bilinear",
-                align_corners=True,
-            )
-    finally:
-        model.train(was_training)
+    with evaluating(model):
+        logits = resized(raw_logits(model, batch), batch.shape[-2:] if size is None else size)
     return logits if image.ndim == 4 else logits[0]
 
 
+def raw_logits(model: Network, images: Tensor) -> Tensor:
+    """Return what a network says, at its own resolution, in fp32 (fp64 if it computes in it)."""
+    logits: Tensor = model(images).main
+    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+
+
+def resized(maps: Tensor, size: Sequence[int]) -> Tensor:
+    """Return maps ``(N, C, H, W)`` at another size: bilinear with aligned corners."""
+    return F.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=True)
+
+
 def classify_picture(
-    model: nn.Module,
+    model: Network,
     transform: PictureTransform,
     picture: NDArray[np.uint8],
     *,

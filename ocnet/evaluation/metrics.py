@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -30,6 +31,11 @@ class ClassRow:
     accuracy: float
     precision: float
     pixels: int
+
+    @property
+    def absent(self) -> bool:
+        """Whether the class is neither present nor predicted, so that nothing can be said about it."""
+        return math.isnan(self.iou)
 
 
 class ConfusionMatrix:
@@ -85,6 +91,30 @@ class ConfusionMatrix:
         pairs = torch.bincount(truth * size + guess, minlength=size * size)
         self.counts += pairs.view(size, size).cpu()
 
+    def merge(self, other: ConfusionMatrix) -> None:
+        """Add the counts of another matrix, such as those of another process.
+
+        Args:
+            other: a matrix of the same classes.
+
+        Raises:
+            ValueError: the other has other classes or another ignore value. Nothing is added then.
+        """
+        mine, theirs = (
+            (self.num_classes, self.ignore_index),
+            (other.num_classes, other.ignore_index),
+        )
+        if mine != theirs:
+            raise ValueError(
+                f"ConfusionMatrix.merge: other must have {mine[0]} classes and ignore {mine[1]}, "
+                f"got {theirs[0]} and {theirs[1]}"
+            )
+        self.counts += other.counts
+
+    def absent(self) -> tuple[int, ...]:
+        """Return the classes that are neither present nor predicted."""
+        return tuple(torch.nonzero(self.iou().isnan()).flatten().tolist())
+
     def iou(self) -> Tensor:
         """Return intersection over union of each class.
 
@@ -96,9 +126,38 @@ class ConfusionMatrix:
         union = self.counts.sum(0) + self.counts.sum(1) - self.counts.diagonal()
         return found / union
 
-    def mean_iou(self) -> float:
-        """Return the mean IoU over the classes that have one; NaN if nothing was counted."""
-        return float(self.iou().nanmean())
+    def mean_iou(self, absent: Literal["skip", "zero"] = "skip") -> float:
+        """Return the mean IoU over the classes.
+
+        Args:
+            absent: what a class counts that is neither present nor predicted. ``skip``: nothing, as in openseg.
+                ``zero``: 0, as in OCNet and HRNet's repository, which is what their numbers mean.
+
+        Returns:
+            The mean, 0 to 1; NaN if nothing was counted and such classes are skipped.
+
+        Raises:
+            ValueError: ``absent`` is another word.
+
+        Source: OCNet eval.py (``tp / max(1, union)``, mean over all classes); openseg lib/metrics
+        (``nanmean``).
+        """
+        if absent not in ("skip", "zero"):
+            raise ValueError(
+                f"ConfusionMatrix.mean_iou: absent must be skip or zero, got {absent!r}"
+            )
+        iou = self.iou()
+        return float(iou.nanmean() if absent == "skip" else iou.nan_to_num(0.0).mean())
+
+    def mean_accuracy(self) -> float:
+        """Return the mean of the classes' accuracies, over those that are present; NaN if none is."""
+        return float((self.counts.diagonal().double() / self.counts.sum(1)).nanmean())
+
+    def frequency_weighted_iou(self) -> float:
+        """Return the IoU of the classes, weighted by their pixels; NaN if nothing was counted."""
+        pixels = self.counts.sum(1).double()
+        # A class that is absent weighs nothing, and has no IoU to weigh.
+        return float((self.iou().nan_to_num(0.0) * pixels).sum() / pixels.sum())
 
     def pixel_accuracy(self) -> float:
         """Return the fraction of counted pixels that is right; NaN if nothing was counted."""
@@ -147,12 +206,18 @@ def write_class_table(path: Path, rows: Sequence[ClassRow]) -> None:
     """Write a per-class table as CSV.
 
     Args:
-        path: file to write; columns are the fields of :class:`ClassRow`, scores with 6 digits.
+        path: file to write; columns are the fields of :class:`ClassRow`, scores with 6 digits. A score that a
+            class does not have is an empty cell; where the class is absent, all its scores are.
         rows: lines of the table.
     """
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, [field.name for field in fields(ClassRow)])
         writer.writeheader()
         for row in rows:
-            values = asdict(row).items()
-            writer.writerow({k: f"{v:.6f}" if isinstance(v, float) else v for k, v in values})
+            writer.writerow({name: _cell(value) for name, value in asdict(row).items()})
+
+
+def _cell(value: str | int | float) -> str:
+    if not isinstance(value, float):
+        return str(value)
+    return "" if math.isnan(value) else f"{value:.6f}"

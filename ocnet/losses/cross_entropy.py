@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: MIT
 """Cross-entropy of logits at feature resolution against labels at image resolution."""
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from ocnet.losses._inputs import prepared
 
 
 def cross_entropy(
@@ -32,17 +33,14 @@ def cross_entropy(
 
     Source: CriterionCrossEntropy of OCNet (arXiv 1809.00916), which is NaN where this is 0.
     """
-    _check(logits, target, weight)
-    target = target.long()
-    classes = logits.shape[1]
-    if target.device.type == "cpu" and not torch.compiler.is_compiling():
-        _check_labels(target, classes, ignore_index)
-    if logits.dtype in (torch.float16, torch.bfloat16):
-        logits = logits.float()
-    if logits.shape[-2:] != target.shape[-2:]:
-        logits = F.interpolate(logits, size=target.shape[-2:], mode="bilinear", align_corners=True)
-    if weight is not None:
-        weight = weight.to(logits.dtype)
+    logits, target, weight = prepared("cross_entropy", logits, target, weight, ignore_index)
+    return weighted_mean(logits, target, weight, ignore_index)
+
+
+def weighted_mean(
+    logits: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int
+) -> Tensor:
+    """Return ``cross_entropy`` of what ``prepared`` returns."""
     # Summed here and not by the kernel: its own sum on a GPU depends on the order of atomic
     # additions.
     losses = F.cross_entropy(logits, target, weight, ignore_index=ignore_index, reduction="none")
@@ -51,33 +49,9 @@ def cross_entropy(
         total = counts.sum().to(losses.dtype)
     else:
         total = (weight[target.where(counts, 0)] * counts).sum()
-    return losses.sum() / total.where(total > 0, 1)
+    return mean_or_zero(losses.sum(), total)
 
 
-def _check(logits: Tensor, target: Tensor, weight: Tensor | None) -> None:
-    if not logits.is_floating_point():
-        raise TypeError(f"cross_entropy: logits must be floating, got {logits.dtype}")
-    if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
-        raise TypeError(f"cross_entropy: target must be integer, got {target.dtype}")
-    if logits.dim() != 4:
-        raise ValueError(
-            f"cross_entropy: logits must have shape (N, K, h, w), got {tuple(logits.shape)}"
-        )
-    if target.dim() != 3 or target.shape[0] != logits.shape[0]:
-        raise ValueError(
-            f"cross_entropy: target must have shape ({logits.shape[0]}, H, W), "
-            f"got {tuple(target.shape)}"
-        )
-    if weight is not None and weight.shape != logits.shape[1:2]:
-        raise ValueError(
-            f"cross_entropy: weight must have shape ({logits.shape[1]},), got {tuple(weight.shape)}"
-        )
-
-
-def _check_labels(target: Tensor, classes: int, ignore_index: int) -> None:
-    outside = ((target < 0) | (target >= classes)) & (target != ignore_index)
-    if bool(outside.any()):
-        raise ValueError(
-            f"cross_entropy: target must hold labels in [0, {classes}) or {ignore_index}, "
-            f"got {int(target[outside][0])}"
-        )
+def mean_or_zero(summed: Tensor, total: Tensor) -> Tensor:
+    """Return ``summed / total``, and 0 with a gradient of 0 where ``total`` and ``summed`` are 0."""
+    return summed / total.where(total > 0, 1)

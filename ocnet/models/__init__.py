@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Networks by name, what they return, and weights in files."""
 
-from ocnet.models.attention import AttentionView, attention_views
+from ocnet.models.attention import AttentionView, attends, attention_views
 from ocnet.models.builder import create, names
 from ocnet.models.checkpoints import LoadReport, load_checkpoint
 from ocnet.models.segmentor import Logits, Segmentor
@@ -11,6 +11,7 @@ __all__ = [
     "LoadReport",
     "Logits",
     "Segmentor",
+    "attends",
     "attention_views",
     "create",
     "load_checkpoint",

@@ -29,6 +29,11 @@ class AttentionView:
     of_classes: bool = False
 
 
+def attends(model: nn.Module) -> bool:
+    """Tell whether a network has a block that :func:`attention_views` can show."""
+    return any(type(module) in _VIEWS for module in model.modules())
+
+
 def attention_views(model: nn.Module, images: Tensor, points: Tensor) -> list[AttentionView]:
     """Return what chosen pixels attend to, in every block of a network that attends.
 

@@ -15,7 +15,8 @@ from ocnet.report.style import (
     show_picture,
 )
 
-_WRONG = np.array([0.55, 0.0, 0.10])
+# Colour of wrong pixels, red, green and blue from 0 to 1.
+WRONG = np.array([0.55, 0.0, 0.10])
 
 
 def predictions_figure(
@@ -57,7 +58,7 @@ def predictions_figure(
             for p, labels in enumerate(predictions.values()):
                 wrong = valid & (labels[r] != truth[r])
                 axes[r, 2 + 2 * p].imshow(paint_labels(labels[r], len(class_names)))
-                axes[r, 3 + 2 * p].imshow(_error_picture(images[r], wrong))
+                axes[r, 3 + 2 * p].imshow(error_picture(images[r], wrong))
                 right = 1.0 - wrong.sum() / max(int(valid.sum()), 1)
                 axes[r, 3 + 2 * p].set_xlabel(f"{right:.0%} right", labelpad=2)
             for axis in axes[r]:
@@ -70,13 +71,21 @@ def predictions_figure(
         _legend(figure, class_names)
 
 
-def _error_picture(image: Array, wrong: Array) -> Array:
-    """Paint wrong pixels over a pale grey copy of the image."""
+def error_picture(image: Array, wrong: Array) -> Array:
+    """Return a pale grey copy of an image with its wrong pixels painted.
+
+    Args:
+        image: ``(H, W)`` grey or ``(H, W, 3)`` colour.
+        wrong: ``(H, W)`` boolean.
+
+    Returns:
+        ``(H, W, 3)``, 0 to 1.
+    """
     grey = image.mean(-1) if image.ndim == 3 else image
     low, high = np.percentile(grey, (0.5, 99.5))
     pale = 0.72 + 0.28 * np.clip((grey - low) / max(high - low, 1e-6), 0, 1)
     picture = np.repeat(pale[..., None], 3, axis=-1)
-    picture[wrong] = _WRONG
+    picture[wrong] = WRONG
     return picture
 
 
@@ -87,7 +96,7 @@ def _legend(figure: object, class_names: Sequence[str]) -> None:
         Patch(facecolor=tuple(colour), edgecolor="black", linewidth=0.5, label=name)
         for colour, name in zip(class_colours(len(class_names)), class_names, strict=True)
     ]
-    patches.append(Patch(facecolor=tuple(_WRONG), label="wrong pixel"))
+    patches.append(Patch(facecolor=tuple(WRONG), label="wrong pixel"))
     figure.legend(  # type: ignore[attr-defined]
         handles=patches, loc="outside lower center", ncols=min(len(patches), 8), frameon=False
     )

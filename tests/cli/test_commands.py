@@ -3,6 +3,7 @@
 
 import csv
 import io
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,8 @@ from ocnet import report
 from ocnet.cli.main import main
 from ocnet.cli.tables import print_evaluation
 from ocnet.data import load_photo, read_picture
+from ocnet.engine.config_files import load_config
+from ocnet.engine.datasets import build_datasets
 from ocnet.engine.run import load_run
 from ocnet.evaluation import ConfusionMatrix, Evaluation
 
@@ -61,6 +64,79 @@ def test_eval_of_the_training_split(run_dir: Path, tmp_path: Path) -> None:
     assert main(["eval", *words]) == 0
     with path.open(newline="") as file:
         assert sum(int(row["pixels"]) for row in csv.DictReader(file)) == 6 * 32 * 32
+
+
+def test_eval_draws_pictures_with_truth_errors_and_attention(
+    run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--out", str(tmp_path / "out"), "--pictures", "2", "--csv", str(tmp_path / "t.csv")]
+    assert main(["eval", "--run", str(run_dir), "--device", "cpu", *words]) == 0
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    # Three pictures, of which the first and the middle one are drawn.
+    assert written == {f"mosaic-val-0-{index}.png" for index in range(3)} | {
+        f"mosaic-val-0-{index}_{what}.png" for index in (0, 1) for what in ("errors", "attention")
+    }
+    _, val_set = build_datasets(load_config(run_dir / "config.yaml").data)
+    matrix = ConfusionMatrix(5)
+    for index in range(3):
+        with Image.open(tmp_path / "out" / f"mosaic-val-0-{index}.png") as opened:
+            matrix.update(torch.from_numpy(np.array(opened)).long(), val_set[index].label)
+    rows = matrix.per_class_table(val_set.class_names)
+    with (tmp_path / "t.csv").open(newline="") as file:
+        counted = {row["name"]: int(row["pixels"]) for row in csv.DictReader(file)}
+    assert counted == {row.name: row.pixels for row in rows}
+    assert f"mIoU {100 * matrix.mean_iou():.2f} %" in capsys.readouterr().out
+
+
+def test_eval_takes_overrides_of_the_config(
+    run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["eval", "--run", str(run_dir), "--device", "cpu", "--csv", str(tmp_path / "t.csv")]
+    assert main([*words, "--data.mosaics.val_length=2", "--eval.flip=true"]) == 0
+    with (tmp_path / "t.csv").open(newline="") as file:
+        assert sum(int(row["pixels"]) for row in csv.DictReader(file)) == 2 * 32 * 32
+    capsys.readouterr()
+    assert main([*words, "--eval.fliip=true"]) == 2
+    assert "config: eval.fliip must be a known key" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([*words, "--flip"])
+
+
+def test_eval_of_weights_from_elsewhere(run_dir: Path, tmp_path: Path) -> None:
+    shutil.copy(run_dir / "config.yaml", tmp_path / "c.yaml")
+    shutil.copy(run_dir / "weights.safetensors", tmp_path / "w.safetensors")
+    words = ["--config", str(tmp_path / "c.yaml"), "--weights", str(tmp_path / "w.safetensors")]
+    assert main(["eval", *words, "--device", "cpu"]) == 0
+    assert (tmp_path / "eval_val.csv").read_text() == (run_dir / "per_class.csv").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "got"),
+    [
+        ([], "neither"),
+        (["--config", "a.yaml"], "--config"),
+        (["--run", "a", "--weights", "b"], "--run and --weights"),
+    ],
+)
+def test_a_network_is_named_in_one_of_two_ways(
+    capsys: pytest.CaptureFixture[str], words: list[str], got: str
+) -> None:
+    assert main(["eval", *words]) == 2
+    assert capsys.readouterr().err == (
+        "ocnet eval: eval: a network must be named by --run, or by --config and --weights, "
+        f"got {got}\n"
+    )
+
+
+def test_mosaics_have_nothing_to_submit(
+    run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--run", str(run_dir), "--out", str(tmp_path / "s"), "--device", "cpu"]
+    assert main(["submit", *words]) == 2
+    assert "data set with a test split, got mosaics" in capsys.readouterr().err
+    assert main(["submit", *words, "--split", "val"]) == 2
+    assert "data set of files, got mosaics" in capsys.readouterr().err
+    assert not (tmp_path / "s").exists()
 
 
 def test_predict_labels_a_photograph(
@@ -234,12 +310,13 @@ def test_train_refuses_a_wrong_key_in_one_line(
     assert not (tmp_path / "run").exists()
 
 
-def test_table_shows_a_dash_for_what_is_not_there() -> None:
+def test_table_shows_absent_classes_as_absent() -> None:
     matrix = ConfusionMatrix(2)
     matrix.update(torch.tensor([0, 0]), torch.tensor([0, 0]))
     out = io.StringIO()
     print_evaluation(Evaluation(matrix), ("sky", "sea"), Console(file=out, width=80))
     rows = {line.split()[1]: line for line in out.getvalue().splitlines() if "│" in line}
     assert "100.00 %" in rows["sky"]
-    assert rows["sea"].count(" - ") == 3
-    assert "mIoU 100.00 %  pixel accuracy 100.00 %" in out.getvalue()
+    assert "absent" in rows["sea"]
+    assert "%" not in rows["sea"]
+    assert "mIoU 100.00 % (of 1 classes; 1 absent)  pixel accuracy 100.00 %" in out.getvalue()

@@ -8,7 +8,19 @@ import pytest
 import torch
 from PIL import Image
 
-from ocnet.data import FolderPairs, Normalise, overlay, read_picture, write_class_map
+from ocnet.data import (
+    Crops,
+    DatasetInfo,
+    LabelMap,
+    Normalise,
+    PictureFiles,
+    distinct_colours,
+    overlay,
+    read_label,
+    read_picture,
+    write_class_map,
+)
+from ocnet.data.sets import folder_entries
 
 NAMES = ("sky", "road", "car")
 NORMALISE = Normalise((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -33,8 +45,10 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def pairs(root: Path) -> FolderPairs:
-    return FolderPairs(root, NAMES, NORMALISE, crop=4)
+def pairs(root: Path, label_map: LabelMap | None = None) -> PictureFiles:
+    classes = LabelMap.identity(3) if label_map is None else label_map
+    info = DatasetInfo(NAMES, NORMALISE, distinct_colours(3), classes)
+    return PictureFiles(folder_entries(root), info, Crops(NORMALISE, crop=(4, 4)))
 
 
 def test_pairs_are_read_in_order(root: Path) -> None:
@@ -64,7 +78,7 @@ def test_label_outside_the_classes_is_named(root: Path) -> None:
     label = label_array()
     label[2, 2:4] = 7
     Image.fromarray(label).save(root / "labels" / "b.png")
-    complaint = r"classes 0 to 2 and 255 .* got 7 \(2 pixels\) in .*b\.png"
+    complaint = r"only the values 0 to 2 and 255, got 7 \(2 pixels\) in .*b\.png"
     with pytest.raises(ValueError, match=complaint):
         pairs(root)[1]
     with pytest.raises(ValueError, match=complaint):
@@ -79,6 +93,35 @@ def test_palette_labels_count_by_index(root: Path) -> None:
     with Image.open(root / "labels" / "a.png") as opened:
         assert opened.mode == "P"
     np.testing.assert_array_equal(pairs(root)[0].label.numpy(), label_array())
+
+
+def test_label_values_are_mapped(root: Path) -> None:
+    files = np.array([0, 128, 200], dtype=np.uint8)[label_array() % 3]
+    Image.fromarray(files).save(root / "labels" / "a.png")
+    dataset = pairs(root, LabelMap({0: 1, 128: 0, 200: 255}))
+    expected = np.array([1, 0, 255])[label_array() % 3]
+    np.testing.assert_array_equal(dataset[0].label.numpy(), expected)
+
+
+def test_pictures_without_labels_can_be_had_but_not_trained_on(root: Path) -> None:
+    for path in (root / "labels").iterdir():
+        path.unlink()
+    (root / "labels").rmdir()
+    dataset = pairs(root)
+    assert not dataset.labelled
+    assert dataset.picture(1).shape == (6, 8, 3)
+    with pytest.raises(
+        ValueError, match=r"must have a label to be trained or scored on, got .*a\.png"
+    ):
+        dataset[0]
+
+
+def test_two_pictures_of_one_name_are_refused(root: Path) -> None:
+    info = DatasetInfo(NAMES, NORMALISE, distinct_colours(3))
+    with pytest.raises(ValueError, match=r"different names, got a for .*a\.png and .*a\.png"):
+        PictureFiles([*folder_entries(root), *folder_entries(root)], info)
+    with pytest.raises(ValueError, match="at least one picture, got none"):
+        PictureFiles([], info)
 
 
 def test_16_bit_labels_are_read(root: Path) -> None:
@@ -139,6 +182,25 @@ def test_pictures_are_read_upright_as_rgb(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_picture(tmp_path / "turned.png"), np.rot90(pixels, -1))
     Image.fromarray(pixels).convert("RGBA").save(tmp_path / "alpha.png")
     np.testing.assert_array_equal(read_picture(tmp_path / "alpha.png"), pixels)
+
+
+@pytest.mark.parametrize(
+    "error", [SyntaxError("broken PNG file"), Image.DecompressionBombError("!")]
+)
+def test_whatever_pillow_says_of_damaged_files_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    path = tmp_path / "x.png"
+    Image.fromarray(label_array()).save(path)
+
+    def fail(*args: object, **options: object) -> None:
+        raise error
+
+    monkeypatch.setattr(Image, "open", fail)
+    with pytest.raises(ValueError, match=r"must name a picture, got .*x\.png"):
+        read_picture(path)
+    with pytest.raises(ValueError, match=r"label must be a PNG, got .*x\.png"):
+        read_label(path)
 
 
 def test_16_bit_grey_keeps_its_range(tmp_path: Path) -> None:

@@ -126,3 +126,28 @@ def test_options_out_of_range_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=f"^Loader: {name} must be at least"):
         Loader(Numbered(3), batch_size, seed, workers)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_processes_share_each_batch_of_one(workers: int) -> None:
+    whole = take(Loader(Numbered(7), 6, seed=3), 4)
+    parts = [
+        take(Loader(Numbered(7), 6, seed=3, workers=workers, rank=rank, processes=3), 4)
+        for rank in range(3)
+    ]
+    for number, batch in enumerate(whole):
+        shares = [part[number] for part in parts]
+        assert torch.equal(torch.cat([share.images for share in shares]), batch.images)
+        assert sum((share.names for share in shares), ()) == batch.names
+
+
+def test_a_share_is_taken_up_again_where_it_was() -> None:
+    whole = take(Loader(Numbered(7), 4, seed=3, rank=1, processes=2), 4)
+    loader = Loader(Numbered(7), 4, seed=3, rank=1, processes=2)
+    loader.position = 2
+    assert same(take(loader, 2), whole[2:])
+
+
+def test_a_batch_that_processes_cannot_share_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"^Loader: batch_size must be a multiple .* 3, got 4"):
+        Loader(Numbered(7), 4, seed=0, processes=3)

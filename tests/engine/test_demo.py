@@ -14,7 +14,7 @@ from PIL import Image
 
 from ocnet.cli.demo import main
 from ocnet.engine import demo
-from ocnet.engine.config import load_config
+from ocnet.engine.config_files import load_config
 from ocnet.engine.demo import DemoOptions, Findings, HeadScore, cost_sentences, head_config
 from ocnet.engine.demo_pictures import query_points
 from ocnet.engine.measure import Measurement

@@ -1,14 +1,12 @@
 # SPDX-License-Identifier: MIT
-"""What a run prints, on a terminal and elsewhere, and the metrics it writes."""
+"""What a run prints, on a terminal and elsewhere."""
 
 import io
-import json
-import math
-from pathlib import Path
 
+import pytest
 from rich.console import Console
 
-from ocnet.engine.logging import MetricsFile, ProgressLog
+from ocnet.engine.logging import ProgressLog
 
 RECORD = {"step": 20, "loss": 1.23456, "lr": 0.00123, "images_per_s": 45.67}
 SCORES = {"miou": 0.5, "flat_accuracy": 0.25}
@@ -52,14 +50,9 @@ def test_a_continued_run_starts_its_bar_where_it_is() -> None:
     assert "60/100" in out.getvalue()
 
 
-def test_metrics_are_json_lines_that_go_on_from_a_history(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.jsonl"
-    path.write_text("left over\n")
-    metrics = MetricsFile(path, [{"step": 10, "loss": 2.0}])
-    metrics.append({"step": 20, "loss": 1.5, "miou": math.nan})
-    lines = path.read_text().splitlines()
-    assert [json.loads(line) for line in lines] == [
-        {"step": 10, "loss": 2.0},
-        {"step": 20, "loss": 1.5, "miou": None},
-    ]
-    assert "NaN" not in path.read_text()
+def test_all_processes_but_one_are_quiet(capsys: pytest.CaptureFixture[str]) -> None:
+    with ProgressLog("x", 100, quiet=True) as log:
+        log.line("starting")
+        log.step(10)
+        log.record({**RECORD, **SCORES})
+    assert capsys.readouterr().out == ""

@@ -14,9 +14,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ocnet.engine.config import RunConfig, load_config, parse_config
+from ocnet.engine.config import RunConfig
+from ocnet.engine.config_files import load_config, parse_config
 from ocnet.engine.run import load_run, pick_device
-from ocnet.engine.trainer import TrainResult, _Meter, train, use_bf16
+from ocnet.engine.trainer import TrainResult, train, use_bf16
 from ocnet.modules import ABN, norm_layer
 
 # Two samples of 32 pixels at a time: a step takes some milliseconds.
@@ -94,6 +95,8 @@ def test_a_run_leaves_everything_in_its_folder(tmp_path: Path) -> None:
     assert {path.name for path in run_dir.iterdir()} == {
         "config.yaml",
         "metrics.jsonl",
+        "metrics.csv",
+        "run.json",
         "per_class.csv",
         "last.pt",
         "weights.safetensors",
@@ -103,6 +106,11 @@ def test_a_run_leaves_everything_in_its_folder(tmp_path: Path) -> None:
     assert seen == result.history
     lines = (run_dir / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == result.history
+    with (run_dir / "metrics.csv").open(newline="") as file:
+        assert [int(row["step"]) for row in csv.DictReader(file)] == [1, 2, 3, 4, 5, 6]
+    facts = json.loads((run_dir / "run.json").read_text())
+    assert facts["repeat"] == f"ocnet train --config {run_dir / 'config.yaml'} --train.resume=never"
+    assert facts["versions"]["torch"] == torch.__version__
     for record in result.history:
         assert {"loss", "lr", "images_per_s"} <= record.keys()
         assert ("miou" in record) == (record["step"] % 2 == 0)
@@ -293,18 +301,6 @@ def test_infinite_losses_end_the_run_and_name_the_step(tmp_path: Path) -> None:
     assert (tmp_path / "metrics.jsonl").read_text() == ""
 
 
-def test_meter_names_the_first_bad_step() -> None:
-    meter = _Meter(torch.device("cpu"))
-    for step, loss in enumerate([1.0, float("inf"), float("nan")], start=7):
-        meter.add(step, torch.tensor(loss), 2)
-    with pytest.raises(RuntimeError, match="got inf at step 8 "):
-        meter.read()
-    meter.restart()
-    for step, loss in enumerate([1.0, 4.0], start=7):
-        meter.add(step, torch.tensor(loss), 2)
-    assert meter.read()["loss"] == 2.5
-
-
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
     """Two splits of a data set of one's own, red above blue."""
@@ -326,10 +322,9 @@ def own(root: Path, *more: str) -> RunConfig:
         [
             *SMALL,
             "--data.name=folder",
-            f"--data.folder.train={root / 'train'}",
-            f"--data.folder.val={root / 'val'}",
-            "--data.folder.class_names=[above,below]",
-            "--data.folder.crop=32",
+            f"--data.root={root}",
+            "--data.class_names=[above,below]",
+            "--data.augment.crop=[32,32]",
             "--model.name=tiny_local",
             "--optim.lr=0.02",
             f"--train.run_dir={root / 'run'}",
@@ -350,14 +345,14 @@ def test_relative_folders_start_at_the_data_root(
     pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OCNET_DATA_ROOT", str(pictures))
-    result = train(own(pictures, "--data.folder.train=train", "--data.folder.val=val"))
+    result = train(own(pictures, "--data.root=."))
     assert int(result.evaluation.confusion.counts.sum()) == 48 * (40 + 45 + 50)
 
 
 def test_wrong_labels_stop_the_run_before_anything_is_written(pictures: Path) -> None:
     path = pictures / "val" / "labels" / "2.png"
     Image.fromarray(np.full((50, 48), 9, dtype=np.uint8)).save(path)
-    with pytest.raises(ValueError, match=r"classes 0 to 1 and 255 .* got 9 .*2\.png"):
+    with pytest.raises(ValueError, match=r"only the values 0, 1 and 255, got 9 .*2\.png"):
         train(own(pictures))
     assert not (pictures / "run").exists()
 

@@ -3,6 +3,7 @@
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -17,7 +18,14 @@ from ocnet.data import (
     Standardise,
     distinct_colours,
 )
-from ocnet.evaluation import GroupAccuracy, classify_picture, evaluate, predict_logits
+from ocnet.evaluation import (
+    Evaluation,
+    GroupAccuracy,
+    InferenceOptions,
+    classify_picture,
+    evaluate,
+    predict_logits,
+)
 
 
 class Result(NamedTuple):
@@ -142,6 +150,96 @@ def test_evaluate_counts_every_pixel_once(batch_size: int) -> None:
         "left_accuracy": 0.0,
         "rest_accuracy": 1.0,
     }
+
+
+SIZES = [(3, 4), (3, 4), (5, 2), (6, 6), (3, 4)]
+
+
+def same(one: Evaluation, other: Evaluation) -> bool:
+    return torch.equal(one.confusion.counts, other.confusion.counts) and one.groups == other.groups
+
+
+def test_processes_take_samples_and_add_up() -> None:
+    whole = evaluate(Sign(), Shapes(SIZES), batch_size=2)
+    parts = [
+        evaluate(Sign(), Shapes(SIZES), batch_size=2, indices=range(rank, 5, 2))
+        for rank in range(2)
+    ]
+    assert not same(parts[0], whole)
+    parts[0].merge(parts[1])
+    assert same(parts[0], whole)
+    nothing = evaluate(Sign(), Shapes(SIZES), indices=[])
+    assert int(nothing.confusion.counts.sum()) == 0
+    nothing.merge(whole)
+    assert same(nothing, whole)
+
+
+@pytest.mark.parametrize("options", [None, InferenceOptions("slide", (2, 3), flip=True)])
+def test_every_picture_is_handed_on(options: InferenceOptions | None) -> None:
+    dataset, seen = Shapes(SIZES), []
+    done: list[int] = []
+    evaluate(
+        Sign(),
+        dataset,
+        options=options,
+        batch_size=2,
+        indices=[4, 1, 3],
+        on_batch=done.append,
+        on_picture=lambda *picture: seen.append(picture),
+    )
+    assert [(number, name) for number, name, _, _ in seen] == [(4, "4"), (1, "1"), (3, "3")]
+    for number, _, prediction, label in seen:
+        assert torch.equal(label, dataset[number].label)
+        assert torch.equal(prediction, (dataset[number].image[0] > 0).long())
+    assert done == ([2, 3] if options is None else [1, 2, 3])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        InferenceOptions("slide", (2, 3), 0.5, "pad", "gaussian", tile_batch=3),
+        InferenceOptions(flip=True, merge="exp_logits"),
+        InferenceOptions("ocnet", (2, 2), pad_multiple=4, merge="sum_logits"),
+    ],
+)
+def test_options_reach_the_network(options: InferenceOptions) -> None:
+    # It sees single pixels, so all of them must find the same classes.
+    model = Sign()
+    assert same(
+        evaluate(model, Shapes(SIZES), options=options, batch_size=2),
+        evaluate(Sign(), Shapes(SIZES)),
+    )
+    assert max(model.sizes) == options.tile_batch
+
+
+def test_classes_of_the_data_set_change_places_in_the_mirror() -> None:
+    class Sides(nn.Module):
+        """Class 0 in the left half of what it sees, class 1 in the right half."""
+
+        def forward(self, images: Tensor) -> Result:
+            columns = torch.linspace(1, -1, images.shape[3]).expand(len(images), *images.shape[2:])
+            return Result(torch.stack([columns, -columns], 1))
+
+    class Halves(Shapes):
+        def __init__(self) -> None:
+            super().__init__([(2, 4)])
+            self.info = replace(self.info, mirror_pairs=((0, 1),))
+
+        def __getitem__(self, index: int) -> Sample:
+            label = torch.tensor([0, 0, 1, 1]).expand(2, 4)
+            return Sample(torch.zeros(1, 2, 4), label, "halves")
+
+    result = evaluate(Sides(), Halves(), options=InferenceOptions(flip=True))
+    assert result.pixel_accuracy == 1.0
+
+
+def test_pictures_without_labels_are_refused() -> None:
+    class Secret(Shapes):
+        labelled = False
+
+    dataset = Secret(SIZES)
+    with pytest.raises(ValueError, match="evaluate: dataset must have labels, got pictures"):
+        evaluate(Sign(), dataset)
 
 
 def test_a_group_without_pixels_has_no_accuracy() -> None:

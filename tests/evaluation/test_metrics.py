@@ -7,6 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from torchmetrics.classification import (
+    MulticlassAccuracy,
+    MulticlassConfusionMatrix,
+    MulticlassJaccardIndex,
+)
 
 from ocnet.evaluation import ConfusionMatrix, write_class_table
 
@@ -50,11 +55,75 @@ def test_scores_are_those_of_the_data_set_not_means_over_pictures() -> None:
     assert matrix.iou().tolist() == [2 / 4, 0.0]
 
 
+def test_absent_classes_are_skipped_or_count_nothing() -> None:
+    # As above: IoU 2/3, 1/3, 0 and none.
+    matrix = ConfusionMatrix(4)
+    matrix.update(torch.tensor([0, 0, 1, 1, 2, 0]), torch.tensor([0, 0, 0, 1, 1, 255]))
+    assert matrix.absent() == (3,)
+    assert matrix.mean_iou("skip") == matrix.mean_iou()
+    # OCNet: tp / max(1, union), the mean of all.
+    assert matrix.mean_iou("zero") == pytest.approx((2 / 3 + 1 / 3 + 0 + 0) / 4, rel=1e-15)
+    # Classes 2 and 3 have no pixels to be found.
+    assert matrix.mean_accuracy() == pytest.approx((2 / 3 + 1 / 2) / 2, rel=1e-15)
+    assert matrix.frequency_weighted_iou() == pytest.approx(
+        (3 * (2 / 3) + 2 * (1 / 3)) / 5, rel=1e-15
+    )
+    with pytest.raises(ValueError, match="absent must be skip or zero, got 'nan'"):
+        matrix.mean_iou("nan")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("absent", [False, True])
+def test_scores_are_those_of_torchmetrics(absent: bool) -> None:
+    label = torch.randint(0, 6, (4, 20, 20))
+    prediction = torch.where(torch.rand(label.shape) < 0.6, label, torch.randint(0, 6, label.shape))
+    if absent:
+        label[label == 4] = prediction[prediction == 4] = 0
+    label[:, :3] = 255
+    matrix = ConfusionMatrix(6)
+    for guess, truth in zip(prediction, label, strict=True):
+        matrix.update(guess, truth)
+
+    theirs = MulticlassConfusionMatrix(6, ignore_index=255)
+    assert torch.equal(theirs(prediction, label), matrix.counts)
+
+    def score(kind: type, average: str) -> float:
+        return float(kind(6, average=average, ignore_index=255)(prediction, label))
+
+    # Theirs are single precision.
+    close = {"rel": 8 * torch.finfo(torch.float32).eps}
+    assert matrix.mean_iou() == pytest.approx(score(MulticlassJaccardIndex, "macro"), **close)
+    assert matrix.frequency_weighted_iou() == pytest.approx(
+        score(MulticlassJaccardIndex, "weighted"), **close
+    )
+    assert matrix.mean_accuracy() == pytest.approx(score(MulticlassAccuracy, "macro"), **close)
+    assert matrix.pixel_accuracy() == pytest.approx(score(MulticlassAccuracy, "micro"), **close)
+    each = MulticlassJaccardIndex(6, average=None, ignore_index=255)(prediction, label)
+    assert matrix.mean_iou("zero") == pytest.approx(float(each.mean()), **close)
+    assert (matrix.mean_iou("zero") == matrix.mean_iou()) is not absent
+
+
+def test_matrices_add_up() -> None:
+    label, prediction = torch.randint(0, 3, (2, 50)), torch.randint(0, 3, (2, 50))
+    whole, first, second = (ConfusionMatrix(3) for _ in range(3))
+    whole.update(prediction, label)
+    first.update(prediction[0], label[0])
+    second.update(prediction[1], label[1])
+    first.merge(second)
+    assert torch.equal(first.counts, whole.counts)
+    for other in (ConfusionMatrix(4), ConfusionMatrix(3, ignore_index=0)):
+        with pytest.raises(ValueError, match="other must have 3 classes and ignore 255, got"):
+            first.merge(other)
+    assert torch.equal(first.counts, whole.counts)
+
+
 def test_nothing_counted_has_no_score() -> None:
     matrix = ConfusionMatrix(2)
     matrix.update(torch.tensor([0, 1]), torch.tensor([255, 255]))
     assert math.isnan(matrix.mean_iou())
     assert math.isnan(matrix.pixel_accuracy())
+    assert math.isnan(matrix.mean_accuracy())
+    assert math.isnan(matrix.frequency_weighted_iou())
+    assert matrix.absent() == (0, 1)
 
 
 def test_per_class_table(tmp_path: Path) -> None:
@@ -77,7 +146,9 @@ def test_per_class_table(tmp_path: Path) -> None:
         "precision": "0.666667",
         "pixels": "3",
     }
-    assert read[2]["iou"] == "nan"
+    assert read[2] == {"name": "car", "iou": "", "accuracy": "", "precision": "", "pixels": "0"}
+    assert [row.absent for row in rows] == [False, False, True]
+    assert matrix.absent() == (2,)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ocnet.losses import DSNLoss
+from ocnet.losses import SegmentationLoss
 from tests.models.slim import STRUCTURES, awake, slim
 
 # One network on HRNet; the heads of the others are among these.
@@ -24,9 +24,7 @@ def fresh_compiler() -> None:
 
 def results(model: nn.Module, call: nn.Module, images: Tensor, target: Tensor) -> dict[str, Tensor]:
     outputs = call(images)
-    loss = DSNLoss()(outputs, target)
-    if outputs.edge is not None:
-        loss = loss + outputs.edge.square().mean()
+    loss = SegmentationLoss()(outputs, target)
     loss.backward()
     grads = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
     logits = {n: x for n, x in outputs._asdict().items() if x is not None}

@@ -1,40 +1,28 @@
 # SPDX-License-Identifier: MIT
-"""Cross-entropy and deep supervision against the formula written out in float64."""
+"""Cross-entropy against the formula written out in float64."""
 
-from typing import NamedTuple
-
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ocnet.losses import DSNLoss, cross_entropy
-
-EPS = torch.finfo(torch.float64).eps
+from ocnet.losses import cross_entropy
+from tests.losses.restated import EPS, resized
 
 
 def formula(logits: Tensor, target: Tensor, ignore: int, weight: Tensor | None) -> Tensor:
     """Pixel by pixel, after resizing by the definition of aligned corners."""
-    n, k, h, w = logits.shape
-    rows, columns = target.shape[1:]
+    large = resized(logits, *target.shape[1:])
     total, norm = torch.zeros((), dtype=logits.dtype), 0.0
-    for i in range(n):
-        for r in range(rows):
-            for c in range(columns):
-                y = int(target[i, r, c])
-                if y == ignore:
-                    continue
-                fr = r * (h - 1) / (rows - 1)
-                fc = c * (w - 1) / (columns - 1)
-                r0, c0 = min(int(fr), h - 1), min(int(fc), w - 1)
-                r1, c1 = min(r0 + 1, h - 1), min(c0 + 1, w - 1)
-                a, b = fr - r0, fc - c0
-                z = (1 - a) * ((1 - b) * logits[i, :, r0, c0] + b * logits[i, :, r0, c1])
-                z = z + a * ((1 - b) * logits[i, :, r1, c0] + b * logits[i, :, r1, c1])
-                wy = 1.0 if weight is None else float(weight[y])
-                total = total + wy * (torch.logsumexp(z, 0) - z[y])
-                norm += wy
-    assert k > int(target[target != ignore].max())
+    for i, r, c in np.ndindex(*target.shape):
+        y = int(target[i, r, c])
+        if y == ignore:
+            continue
+        z = large[i, :, r, c]
+        wy = 1.0 if weight is None else float(weight[y])
+        total = total + wy * (torch.logsumexp(z, 0) - z[y])
+        norm += wy
     return total / norm
 
 
@@ -142,36 +130,6 @@ def test_other_types_are_refused() -> None:
     for dtype in (torch.float32, torch.bool):
         with pytest.raises(TypeError, match=f"target must be integer, got {dtype}"):
             cross_entropy(torch.zeros(1, 2, 3, 3), torch.zeros(1, 3, 3, dtype=dtype))
-
-
-class Result(NamedTuple):
-    main: Tensor
-    aux: Tensor | None = None
-
-
-def test_deep_supervision_adds_the_auxiliary_loss() -> None:
-    main, target = draw()
-    aux = torch.randn(2, 4, 2, 2, dtype=torch.float64)
-    weight = torch.tensor([0.5, 2.0, 1.0, 1.5], dtype=torch.float64)
-    loss = DSNLoss(weight=weight)
-    want = cross_entropy(main, target, weight=weight)
-    assert torch.equal(loss(Result(main), target), want)
-    want = want + 0.4 * cross_entropy(aux, target, weight=weight)
-    assert torch.equal(loss(Result(main, aux), target), want)
-    both = DSNLoss(aux_weight=0.0, ignore_index=-1)
-    ignoring = target.where(target != 255, -1)
-    assert torch.equal(both(Result(main, aux), ignoring), cross_entropy(main, target))
-
-
-def test_class_weights_follow_the_module_and_stay_out_of_its_state() -> None:
-    loss = DSNLoss(weight=torch.ones(4)).to("meta")
-    assert loss.weight.device.type == "meta"
-    assert loss.state_dict() == {}
-
-
-def test_missing_main_logits_are_named() -> None:
-    with pytest.raises(TypeError, match="DSNLoss: outputs must have logits main and aux, got dict"):
-        DSNLoss()({"main": torch.zeros(1, 2, 3, 3)}, torch.zeros(1, 3, 3).long())
 
 
 def test_compiles_in_one_graph() -> None:

@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: MIT
+"""What a run folder says about how to repeat the run."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from datetime import datetime, timezone
+from pathlib import Path
+
+import torch
+
+from ocnet.engine.config import RunConfig
+from ocnet.engine.environment import source_commit, versions
+from ocnet.engine.meters import device_name
+
+
+def write_provenance(path: Path, config: RunConfig, device: torch.device, processes: int) -> None:
+    """Write the command that repeats a run, and all that its result depends on beside the config.
+
+    Args:
+        path: JSON file to write, in the run folder beside its config.
+        config: of the run.
+        device: of the run.
+        processes: how many share its batches.
+    """
+    again = f"--config {shlex.quote(str(path.with_name('config.yaml')))} --train.resume=never"
+    launcher = (
+        "ocnet train" if processes == 1 else f"torchrun --nproc-per-node {processes} train.py"
+    )
+    facts = {
+        "repeat": f"{launcher} {again}",
+        "command": shlex.join(sys.argv),
+        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "model": config.model.name,
+        "device": device_name(device),
+        "processes": processes,
+        "threads": torch.get_num_threads(),
+        "commit": source_commit(),
+        "versions": versions(),
+    }
+    path.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
