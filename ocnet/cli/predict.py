@@ -34,8 +34,8 @@ def main(argv: Sequence[str]) -> int:
         "--max-side",
         type=int,
         default=_MAX_SIDE,
-        help="larger pictures are reduced to this many pixels for the network; 0: never "
-        "(%(default)s)",
+        help="larger pictures are reduced to this many pixels for the network, unless the config says how "
+        "large it sees them; 0: never (%(default)s)",
     )
     parser.add_argument(
         "--attention",
@@ -63,18 +63,12 @@ def main(argv: Sequence[str]) -> int:
 
     from ocnet.data import overlay, read_picture, write_class_map
     from ocnet.engine.attention_pictures import draw_attention
-    from ocnet.evaluation import classify_picture
+    from ocnet.engine.scoring import label_picture
 
     picture = read_picture(args.image)
     run = open_network(args, overrides)
     max_side = args.max_side if args.max_side > 0 else None
-    classes = classify_picture(
-        run.model,
-        run.info.picture_transform,
-        picture,
-        max_side=max_side,
-        device=run.device,
-    )
+    classes = label_picture(run, picture, max_side)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     written = [args.out, args.out.with_name(f"{args.out.stem}_overlay.png")]
     if args.attention:

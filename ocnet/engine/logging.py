@@ -15,9 +15,32 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+from typing_extensions import Self
 
 
-class ProgressLog:
+class _WithBar:
+    """A context in which a bar, if there is one, moves."""
+
+    _bar: Progress | None = None
+
+    def __enter__(self) -> Self:
+        """Start the bar."""
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Stop the bar and leave it on the screen."""
+        if self._bar is not None:
+            self._bar.stop()
+
+
+class ProgressLog(_WithBar):
     """Shows how far a training run is.
 
     On a terminal: one bar with loss, learning rate, images per second and time left, and a line for
@@ -45,7 +68,6 @@ class ProgressLog:
         self._first = first
         self._console = Console(quiet=quiet) if console is None else console
         self._start = time.monotonic()
-        self._bar: Progress | None = None
         if self._console.is_terminal and not quiet:
             self._bar = Progress(
                 TextColumn("{task.description}", markup=False),
@@ -56,22 +78,6 @@ class ProgressLog:
                 console=self._console,
             )
             self._task = self._bar.add_task(title, total=steps, completed=first, facts="")
-
-    def __enter__(self) -> ProgressLog:
-        """Start the bar."""
-        if self._bar is not None:
-            self._bar.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Stop the bar and leave it on the screen."""
-        if self._bar is not None:
-            self._bar.stop()
 
     def line(self, text: str) -> None:
         """Print a line, above the bar if there is one."""
@@ -123,7 +129,7 @@ class ProgressLog:
 _SCORE_NAMES = {"miou": "mIoU", "pixel_accuracy": "pixel accuracy"}
 
 
-class CountLog:
+class CountLog(_WithBar):
     """Shows how many pictures are done: a bar on a terminal, a line for each tenth elsewhere.
 
     Use it as a context manager.
@@ -136,7 +142,6 @@ class CountLog:
     def __init__(self, title: str, console: Console | None = None) -> None:
         self._title = title
         self._console = Console() if console is None else console
-        self._bar: Progress | None = None
         self._tenth = 0
         if self._console.is_terminal:
             self._bar = Progress(
@@ -147,22 +152,6 @@ class CountLog:
                 console=self._console,
             )
             self._task = self._bar.add_task(title, total=None)
-
-    def __enter__(self) -> CountLog:
-        """Start the bar."""
-        if self._bar is not None:
-            self._bar.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Stop the bar and leave it on the screen."""
-        if self._bar is not None:
-            self._bar.stop()
 
     def update(self, done: int, total: int) -> None:
         """Say how many are done.

@@ -14,6 +14,7 @@ import torch
 from ocnet.engine.config import RunConfig
 from ocnet.engine.environment import source_commit, versions
 from ocnet.engine.meters import device_name
+from ocnet.engine.run import CONFIG_FILE
 
 
 def write_provenance(path: Path, config: RunConfig, device: torch.device, processes: int) -> None:
@@ -25,12 +26,13 @@ def write_provenance(path: Path, config: RunConfig, device: torch.device, proces
         device: of the run.
         processes: how many share its batches.
     """
-    again = f"--config {shlex.quote(str(path.with_name('config.yaml')))} --train.resume=never"
+    # Into another folder: a repetition must not write over what it is compared with.
+    words = ("--config", str(path.with_name(CONFIG_FILE)), f"--train.run_dir={path.parent}-again")
     launcher = (
         "ocnet train" if processes == 1 else f"torchrun --nproc-per-node {processes} train.py"
     )
     facts = {
-        "repeat": f"{launcher} {again}",
+        "repeat": f"{launcher} {shlex.join(words)}",
         "command": shlex.join(sys.argv),
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "model": config.model.name,

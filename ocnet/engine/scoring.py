@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A trained network on the splits of its data set: scores, pictures, submissions."""
+"""A trained network at work: scores, pictures, submissions, labels of any picture."""
 
 from __future__ import annotations
 
@@ -16,7 +16,14 @@ from ocnet.engine.attention_pictures import draw_attention
 from ocnet.engine.datasets import Split, build_split
 from ocnet.engine.inference import inference_options
 from ocnet.engine.run import Run
-from ocnet.evaluation import Evaluation, Predictor, evaluate, write_submission, zip_submission
+from ocnet.evaluation import (
+    Evaluation,
+    Predictor,
+    classify_picture,
+    evaluate,
+    write_submission,
+    zip_submission,
+)
 from ocnet.models import attends
 
 # Larger pictures are reduced before the network shows what it looks at.
@@ -116,13 +123,7 @@ def submit(
             f"submit: folder must have nothing but earlier pictures of this submission, got {others[0]} "
             f"in {out}"
         )
-    predictor = Predictor(
-        run.model,
-        inference_options(run.config.eval),
-        num_classes=run.info.num_classes,
-        device=run.device,
-        mirror_pairs=run.info.mirror_pairs,
-    )
+    predictor = _predictor(run)
     out.mkdir(parents=True, exist_ok=True)
     for index, entry in enumerate(dataset.entries):
         classes = predictor.classes(run.info.picture_transform(dataset.picture(index)))
@@ -130,6 +131,43 @@ def submit(
         if on_progress is not None:
             on_progress(index + 1, len(dataset))
     return len(dataset), zip_submission(out)
+
+
+def label_picture(
+    run: Run, picture: NDArray[np.uint8], max_side: int | None = None
+) -> NDArray[np.int64]:
+    """Return the class of every pixel of a picture, which need not be of the data set.
+
+    Args:
+        run: the network.
+        picture: ``(H, W, 3)`` uint8.
+        max_side: where the config has pictures shown whole as they are, those with a longer side are reduced
+            to it for the network, pixels; None: no limit. Otherwise the config says how large they are seen.
+
+    Returns:
+        ``(H, W)`` int64.
+
+    Raises:
+        ValueError: an option is out of its range.
+    """
+    if inference_options(run.config.eval).plain:
+        return classify_picture(
+            run.model, run.info.picture_transform, picture, max_side=max_side, device=run.device
+        )
+    classes: NDArray[np.int64] = (
+        _predictor(run).classes(run.info.picture_transform(picture)).numpy()
+    )
+    return classes
+
+
+def _predictor(run: Run) -> Predictor:
+    return Predictor(
+        run.model,
+        inference_options(run.config.eval),
+        num_classes=run.info.num_classes,
+        device=run.device,
+        mirror_pairs=run.info.mirror_pairs,
+    )
 
 
 class _Drawer:

@@ -72,7 +72,7 @@ def attention_figure(path: str | Path, rows: Sequence[AttentionRow], *, title: s
         for q in range(queries):
             axes[0, q + 1].set_title(f"where query {q + 1} looks")
         bar = figure.colorbar(heat, ax=axes[:, -1], shrink=0.6, aspect=30, pad=0.03)
-        bar.set_label("attention, relative to the map's largest weight")
+        bar.set_label("attention\n(of the map's largest)")
 
 
 def regions_figure(
@@ -112,7 +112,7 @@ def regions_figure(
         for axis in axes[len(maps) + 1 :]:
             axis.set_visible(False)
         bar = figure.colorbar(heat, ax=list(axes), shrink=0.6, aspect=30, pad=0.03)
-        bar.set_label("weight, relative to the map's largest")
+        bar.set_label("weight\n(of the map's largest)")
 
 
 def _draw_map(axis: Any, row: AttentionRow, q: int) -> Any:

@@ -19,7 +19,7 @@ from ocnet.data import load_photo, read_picture
 from ocnet.engine.config_files import load_config
 from ocnet.engine.datasets import build_datasets
 from ocnet.engine.run import load_run
-from ocnet.evaluation import ConfusionMatrix, Evaluation
+from ocnet.evaluation import ConfusionMatrix, Evaluation, InferenceOptions, Predictor
 
 ARGUMENTS = [
     "--data.name=mosaics",
@@ -163,6 +163,25 @@ def test_predict_labels_a_photograph(
     shares = [float(line.split()[1]) for line in printed.splitlines() if "% of the pixels" in line]
     # Rounded to one digit each.
     assert sum(shares) == pytest.approx(100, abs=0.05 * 5)
+
+
+def test_predict_sees_pictures_as_the_config_says(
+    run_dir: Path, tmp_path: Path, photo: Path
+) -> None:
+    out = tmp_path / "x.png"
+    words = ["--run", str(run_dir), "--image", str(photo), "--out", str(out), "--device", "cpu"]
+    assert main(["predict", *words, "--max-side", "0"]) == 0
+    whole = np.array(Image.open(out))
+    options = ["--eval.resize_short=40", "--eval.flip=true"]
+    assert main(["predict", *words, *options]) == 0
+    run = load_run(run_dir, "cpu")
+    predictor = Predictor(
+        run.model, InferenceOptions(resize_short=40, flip=True), num_classes=run.info.num_classes
+    )
+    expected = predictor.classes(run.info.picture_transform(read_picture(photo)))
+    found = np.array(Image.open(out))
+    np.testing.assert_array_equal(found, expected.numpy())
+    assert not np.array_equal(found, whole)
 
 
 @pytest.fixture

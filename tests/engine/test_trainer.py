@@ -4,6 +4,7 @@
 import csv
 import dataclasses
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -109,7 +110,8 @@ def test_a_run_leaves_everything_in_its_folder(tmp_path: Path) -> None:
     with (run_dir / "metrics.csv").open(newline="") as file:
         assert [int(row["step"]) for row in csv.DictReader(file)] == [1, 2, 3, 4, 5, 6]
     facts = json.loads((run_dir / "run.json").read_text())
-    assert facts["repeat"] == f"ocnet train --config {run_dir / 'config.yaml'} --train.resume=never"
+    again = f"--config {run_dir / 'config.yaml'} --train.run_dir={run_dir}-again"
+    assert facts["repeat"] == f"ocnet train {again}"
     assert facts["versions"]["torch"] == torch.__version__
     for record in result.history:
         assert {"loss", "lr", "images_per_s"} <= record.keys()
@@ -341,6 +343,27 @@ def test_pictures_of_ones_own_are_learned(pictures: Path) -> None:
     assert run.info.channels == 3
 
 
+def test_the_config_of_the_documentation_is_all_it_takes(pictures: Path, tmp_path: Path) -> None:
+    text = (Path(__file__).resolve().parents[2] / "docs" / "training.md").read_text()
+    (block,) = re.findall(r"```yaml\n(.*?)```", text, re.S)
+    assert len(block.splitlines()) <= 5
+    block = block.replace("my_pictures", str(pictures)).replace("runs/mine", str(tmp_path / "run"))
+    (tmp_path / "own.yaml").write_text(block)
+    settings = load_config(
+        tmp_path / "own.yaml",
+        [
+            # Labels have two classes of the three; the network is not what this is about.
+            "model.name=tiny_base_oc",
+            "model.norm=batchnorm",
+            "data.augment.crop=[32,32]",
+            "train.steps=2",
+            "train.batch_size=2",
+            "train.device=cpu",
+        ],
+    )
+    assert train(settings).info.class_names == ("sky", "road", "car")
+
+
 def test_relative_folders_start_at_the_data_root(
     pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -389,6 +412,32 @@ def test_weights_to_start_from_are_loaded(tmp_path: Path) -> None:
         assert torch.equal(one, two)
     with pytest.raises(FileNotFoundError, match="none"):
         train(config(tmp_path / "third", "--model.weights=none.safetensors"))
+
+
+def test_weights_of_other_classes_are_taken_where_they_fit(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = train(config(tmp_path / "five", "--train.steps=1"))
+    one = (
+        f"--model.weights={tmp_path / 'five' / 'weights.safetensors'}",
+        "--data.mean=[0.5]",
+        "--data.std=[0.25]",
+        "--train.steps=1",
+        "--optim.name=sgd",
+        "--optim.lr=1e-30",
+    )
+    with pytest.raises(ValueError, match=r"cls\.bias \(file 5, network 2\)"):
+        train(own(pictures, *one))
+    capsys.readouterr()
+    second = train(own(pictures, *one, "--model.weights_strict=false"))
+    assert "of another shape" in capsys.readouterr().out
+    five, two = weights(first), weights(second)
+    same = [name for name in two if five[name].shape == two[name].shape]
+    assert {name.rpartition(".")[0] for name in two.keys() - same} == {"cls"}
+    for name in same:
+        # Statistics of norms move with the first step.
+        if "running" not in name:
+            assert (five[name] - two[name]).abs().max() < 1e-20, name
 
 
 def test_runs_that_lack_a_file_are_refused(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import matplotlib.figure
 import numpy as np
 import pytest
 from PIL import Image
@@ -16,20 +15,6 @@ from ocnet.report.style import Array
 NAMES = ("sky", "road", "car")
 PALETTE = ((200, 0, 0), (0, 200, 0), (0, 0, 200))
 Row = tuple[Array, Array, str]
-
-
-@pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Collect the figures that are saved."""
-    figures: list[Any] = []
-    save = matplotlib.figure.Figure.savefig
-
-    def keep(figure: Any, *args: Any, **kwargs: Any) -> None:
-        figures.append(figure)
-        save(figure, *args, **kwargs)
-
-    monkeypatch.setattr(matplotlib.figure.Figure, "savefig", keep)
-    return figures
 
 
 def row(height: int = 6, width: int = 8, caption: str = "train: a") -> Row:

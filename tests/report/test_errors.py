@@ -4,7 +4,6 @@
 from pathlib import Path
 from typing import Any
 
-import matplotlib.figure
 import numpy as np
 import pytest
 from PIL import Image
@@ -13,20 +12,6 @@ from ocnet import report
 
 PALETTE = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0)]
 NAMES = ["road", "sky", "car", "tree"]
-
-
-@pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Collect the figures that are saved."""
-    figures: list[Any] = []
-    save = matplotlib.figure.Figure.savefig
-
-    def keep(figure: Any, *args: Any, **kwargs: Any) -> None:
-        figures.append(figure)
-        save(figure, *args, **kwargs)
-
-    monkeypatch.setattr(matplotlib.figure.Figure, "savefig", keep)
-    return figures
 
 
 def legend(figure: Any) -> dict[str, Any]:

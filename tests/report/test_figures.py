@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import matplotlib.figure
 import numpy as np
 import pytest
 from matplotlib.text import Text
@@ -17,20 +16,6 @@ from ocnet.report import style
 from ocnet.report.attention import AttentionRow
 from ocnet.report.curves import smoothed
 from ocnet.report.scaling import Panel, Series
-
-
-@pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Collect the figures that are saved."""
-    figures: list[Any] = []
-    save = matplotlib.figure.Figure.savefig
-
-    def keep(figure: Any, *args: Any, **kwargs: Any) -> None:
-        figures.append(figure)
-        save(figure, *args, **kwargs)
-
-    monkeypatch.setattr(matplotlib.figure.Figure, "savefig", keep)
-    return figures
 
 
 def texts(figure: Any) -> list[str]:
