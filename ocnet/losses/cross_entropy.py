@@ -8,7 +8,12 @@ from ocnet.losses._inputs import prepared
 
 
 def cross_entropy(
-    logits: Tensor, target: Tensor, *, ignore_index: int = 255, weight: Tensor | None = None
+    logits: Tensor,
+    target: Tensor,
+    *,
+    ignore_index: int = 255,
+    weight: Tensor | None = None,
+    over_all: bool = False,
 ) -> Tensor:
     """Return the weighted mean cross-entropy of resized logits.
 
@@ -22,6 +27,7 @@ def cross_entropy(
         target: Labels ``(N, H, W)``, integer, each in ``[0, K)`` or ``ignore_index``.
         ignore_index: Label of the pixels that do not count.
         weight: ``(K,)``, a weight for each class; 1 by default.
+        over_all: Divide by the number of all pixels instead, ignored ones among them, whatever the weights.
 
     Returns:
         A scalar of the dtype of the resized logits.
@@ -31,9 +37,15 @@ def cross_entropy(
         ValueError: Shapes that do not fit, or a label outside the range. Labels are looked at on
             the CPU only: on a GPU that would wait for the device, and the kernel traps on them.
 
-    Source: CriterionCrossEntropy of OCNet (arXiv 1809.00916), which is NaN where this is 0.
+    Source: CriterionCrossEntropy of OCNet (arXiv 1809.00916), which is NaN where this is 0. ``over_all`` is what
+    HRNet-Semantic-Segmentation comes to for auxiliary logits where it mines: it averages an unreduced map.
     """
     logits, target, weight = prepared("cross_entropy", logits, target, weight, ignore_index)
+    if over_all:
+        losses = F.cross_entropy(
+            logits, target, weight, ignore_index=ignore_index, reduction="none"
+        )
+        return losses.sum() / max(target.numel(), 1)
     return weighted_mean(logits, target, weight, ignore_index)
 
 

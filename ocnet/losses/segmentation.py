@@ -61,8 +61,8 @@ class SegmentationLoss(nn.Module):
 
     Source: CriterionDSN (``none``), CriterionOhemDSN_single and CriterionOhemDSN (``both``) of OCNet (arXiv
     1809.00916), FSAuxCELoss and FSAuxOhemCELoss of openseg.pytorch, CriterionAll of CE2P (arXiv 1809.05996).
-    HRNet-Semantic-Segmentation divides the auxiliary loss by the number of all pixels where it mines: there it
-    is smaller by the share of ignored pixels, and not divided by weights. Here it is always the weighted mean.
+    HRNet-Semantic-Segmentation divides the auxiliary loss by the number of all pixels where it mines, ignored
+    ones among them, and not by weights; so does ``single`` with its rule.
     """
 
     weight: Tensor | None
@@ -122,7 +122,13 @@ class SegmentationLoss(nn.Module):
 
     def _term(self, logits: Tensor, target: Tensor, mined: bool) -> Tensor:
         if not mined:
-            return cross_entropy(logits, target, ignore_index=self.ignore_index, weight=self.weight)
+            return cross_entropy(
+                logits,
+                target,
+                ignore_index=self.ignore_index,
+                weight=self.weight,
+                over_all=self.ohem == "single" and self.ohem_kind == "hrnet",
+            )
         return ohem_cross_entropy(
             logits,
             target,

@@ -48,6 +48,19 @@ def test_is_the_weighted_mean_over_resized_logits(weighted: bool) -> None:
     )
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+def test_over_all_pixels_it_is_the_mean_of_the_map(weighted: bool) -> None:
+    logits, target = draw()
+    weight = torch.tensor([0.5, 1.0, 2.0, 0.25], dtype=torch.float64) if weighted else None
+    got = cross_entropy(logits, target, weight=weight, over_all=True)
+    share = torch.ones(4, dtype=torch.float64) if weight is None else weight
+    valid = target != 255
+    # The weighted mean, times the sum of weights, over all pixels.
+    want = formula(logits, target, 255, weight) * share[target[valid]].sum() / target.numel()
+    torch.testing.assert_close(got, want)
+    assert valid.sum() < target.numel()
+
+
 def test_labels_of_every_integer_type() -> None:
     logits, target = draw()
     want = cross_entropy(logits, target)
