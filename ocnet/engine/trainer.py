@@ -150,7 +150,7 @@ class _Trainer:
         if config.train.tensorboard:
             check_tensorboard()
         for dataset in (self._train_set, self._val_set):
-            dataset.check(config.data.check)
+            _check(dataset, config.data.check)
 
         torch.manual_seed(config.train.seed)
         self._info = self._train_set.info
@@ -319,6 +319,13 @@ class _Trainer:
             f"{'bf16' if self._bf16 else 'fp32'}, {len(self._train_set)} training and "
             f"{len(self._val_set)} validation pictures, into {self._run_dir}{start}"
         )
+
+
+def _check(dataset: SegmentationDataset, limit: int) -> None:
+    try:
+        dataset.check(limit)
+    except ValueError as error:
+        raise ValueError(f"{error} (ocnet data check looks at all files)") from error
 
 
 def build_loss(config: LossConfig, dataset: SegmentationDataset) -> SegmentationLoss:

@@ -121,6 +121,8 @@ def test_wrong_data_is_one_sentence_and_the_run_folder_as_it_was(
     assert "Traceback" not in error
     for part in parts:
         assert part in error
+    if kind not in ("missing label", "empty split", "duplicate names"):
+        assert error.endswith("(ocnet data check looks at all files)\n")
     assert contents(run) == before
 
 
