@@ -22,10 +22,11 @@ def test_documents_show_the_committed_results(document: str) -> None:
 
 
 def test_every_experiment_has_rows_and_every_row_an_experiment() -> None:
+    # ResNet-18 on the mosaics takes minutes; its config says what was seen once.
     experiments = {
         f"{path.parent.name}/{path.stem}"
         for path in CONFIGS.glob("*/*.yaml")
-        if path.parent.name not in ("bases", "mosaics")
+        if path.parent.name != "bases" and not path.stem.startswith("resnet18")
     }
     results = read_results()
     assert results.keys() == experiments
