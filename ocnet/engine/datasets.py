@@ -13,6 +13,7 @@ from ocnet.data import (
     Augmentation,
     Crops,
     DatasetInfo,
+    Entry,
     LabelMap,
     LookupMosaics,
     Normalise,
@@ -98,16 +99,22 @@ def build_split(
     """
     if config.name == "mosaics":
         return _mosaics(config, split)
-    info, root = dataset_info(config), _rooted(config.root)
+    info = dataset_info(config)
     augmentation = _augmentation(config, info) if augmented else None
-    name: str = getattr(config, split)
-    if config.name == "folder":
-        entries = [entry for part in name.split("+") for entry in folder_entries(root / part)]
-    else:
-        source = SOURCES[config.name]
-        entries = source.entries(root, name)
-        info = source.info(info.picture_transform, root)
+    try:
+        entries, info = _files(config, getattr(config, split), info)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error}; data.root says where the data is") from error
     return PictureFiles(entries, info, augmentation)
+
+
+def _files(config: DataConfig, split: str, info: DatasetInfo) -> tuple[list[Entry], DatasetInfo]:
+    """Return the pictures of a split, and what is known of them now that their files are there."""
+    root = _rooted(config.root)
+    if config.name == "folder":
+        return [entry for part in split.split("+") for entry in folder_entries(root / part)], info
+    source = SOURCES[config.name]
+    return source.entries(root, split), source.info(info.picture_transform, root)
 
 
 def _mosaics(config: DataConfig, split: Split) -> LookupMosaics:

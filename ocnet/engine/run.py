@@ -159,6 +159,11 @@ def build_model(config: ModelConfig, info: DatasetInfo) -> tuple[Segmentor, Load
     model = _create(config, info)
     if config.weights is None:
         return model, None
+    if not Path(config.weights).is_file():
+        raise FileNotFoundError(
+            f"config: model.weights must name a file, got {config.weights} (docs/recipes.md says where "
+            "published ones are had; null starts from fresh weights)"
+        )
     return model, load_checkpoint(model, config.weights, strict=config.weights_strict)
 
 

@@ -136,6 +136,8 @@ class _Trainer:
         self._world = world
         self._on_step = on_step
         self._run_dir = Path(config.train.run_dir)
+        # Made first: a wrong option must not show after the first thousand steps.
+        self._inference = inference_options(config.eval)
         saved = self._saved_state()
         self._train_set, self._val_set = build_datasets(config.data)
         self._loader = Loader(
@@ -252,7 +254,7 @@ class _Trainer:
             counted = evaluate(
                 self._model,
                 self._val_set,
-                options=inference_options(self._config.eval),
+                options=self._inference,
                 batch_size=self._config.eval.batch_size,
                 device=self._device,
                 indices=self._world.share(len(self._val_set)),

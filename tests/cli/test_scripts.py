@@ -59,6 +59,7 @@ def test_a_script_stops_at_the_first_thing_that_fails(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert done.stderr.startswith("ocnet train: ")
     assert "Cityscapes is had at https://" in done.stderr
+    assert done.stderr.endswith("; data.root says where the data is\n")
     assert done.stderr.count("\n") == 1
     assert not (tmp_path / "run").exists()
 

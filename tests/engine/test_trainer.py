@@ -386,6 +386,10 @@ def test_wrong_labels_stop_the_run_before_anything_is_written(pictures: Path) ->
         (("--model.name=tiny_bas_oc",), "create: name must be one of"),
         (("--model.options.foo=1",), "create: foo must be left out for tiny_local, whose options"),
         (("--data.mosaics.size=8",), "LookupMosaics: size must be 32"),
+        (("--eval.scales=[0]",), "InferenceOptions: scales must be one or more numbers above 0"),
+        (("--eval.resize_short=5", "--eval.resize_long=6"), "resize_short must be None where"),
+        (("--loss.class_weights=[1,2]",), "one weight for each of 5 classes, got 2"),
+        (("--loss.ohem_threshold=2",), "ohem_threshold must be 0 to 1, got 2"),
     ],
 )
 def test_wrong_options_stop_the_run_before_anything_is_written(
@@ -410,7 +414,7 @@ def test_weights_to_start_from_are_loaded(tmp_path: Path) -> None:
     )
     for one, two in zip(first.model.parameters(), second.model.parameters(), strict=True):
         assert torch.equal(one, two)
-    with pytest.raises(FileNotFoundError, match="none"):
+    with pytest.raises(FileNotFoundError, match=r"got none\.safetensors \(docs/recipes\.md says"):
         train(config(tmp_path / "third", "--model.weights=none.safetensors"))
 
 
