@@ -42,6 +42,15 @@ def _seeded_and_poisoned() -> Iterator[None]:
     torch.use_deterministic_algorithms(False)
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Compute on one thread: on tiny maps, threads would wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session")
 def emulator() -> ModuleType:
     """The module of tests/emulator, built on first use; its ops are torch.ops.ocnet_emulated."""

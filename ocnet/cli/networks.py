@@ -53,11 +53,11 @@ def parse_network_arguments(
     for word in rest:
         if not (word.startswith("--") and "." in word.partition("=")[0] and "=" in word):
             parser.error(f"unrecognized arguments: {word}")
-    named = (args.run is not None, args.config is not None, args.weights is not None)
-    if named not in ((True, False, False), (False, True, True)):
+    given = [name for name in ("run", "config", "weights") if getattr(args, name) is not None]
+    if given not in (["run"], ["config", "weights"]):
         raise ValueError(
-            f"{parser.prog.removeprefix('ocnet ')}: a network must be named by --run, or by --config and --weights, got "
-            f"{' and '.join(n for n, given in zip(('--run', '--config', '--weights'), named, strict=True) if given) or 'neither'}"
+            f"{parser.prog.removeprefix('ocnet ')}: a network must be named by --run, or by --config and "
+            f"--weights, got {' and '.join(f'--{name}' for name in given) or 'neither'}"
         )
     return args, [word.removeprefix("--") for word in rest]
 

@@ -8,6 +8,7 @@ from typing import Literal
 
 from ocnet import _env
 from ocnet.data import (
+    IGNORE_INDEX,
     INPUTS,
     AffineCrops,
     Augmentation,
@@ -48,10 +49,11 @@ def dataset_info(config: DataConfig) -> DatasetInfo:
         return SOURCES[config.name].info(INPUTS[config.input])
     names = tuple(config.class_names)
     label_map = LabelMap(config.label_map) if config.label_map else LabelMap.identity(len(names))
-    outside = sorted(set(label_map.classes.values()) - {*range(len(names)), 255})
+    outside = sorted(set(label_map.classes.values()) - {*range(len(names)), IGNORE_INDEX})
     if outside:
         raise ValueError(
-            f"config: data.label_map must lead to classes 0 to {len(names) - 1} or 255, got {outside[0]}"
+            f"config: data.label_map must lead to classes 0 to {len(names) - 1} or {IGNORE_INDEX}, "
+            f"got {outside[0]}"
         )
     return DatasetInfo(names, _own_input(config), distinct_colours(len(names)), label_map)
 

@@ -25,6 +25,8 @@ from ocnet.evaluation import (
     zip_submission,
 )
 from ocnet.models import attends
+from ocnet.report import error_figure
+from ocnet.report.style import check_matplotlib
 
 # Larger pictures are reduced before the network shows what it looks at.
 _MAX_SIDE = 1024
@@ -124,7 +126,6 @@ def submit(
             f"in {out}"
         )
     predictor = _predictor(run)
-    out.mkdir(parents=True, exist_ok=True)
     for index, entry in enumerate(dataset.entries):
         classes = predictor.classes(run.info.picture_transform(dataset.picture(index)))
         write_submission(out, entry.name, classes.numpy(), dataset.info.label_map, run.info.palette)
@@ -181,12 +182,8 @@ class _Drawer:
         count = min(drawing.pictures, len(dataset))
         self._chosen = {place * len(dataset) // count for place in range(count)}
         if self._chosen:
-            # Imported first: a missing package must show before the network runs.
-            import matplotlib  # noqa: F401
-
-            from ocnet.report import error_figure
-
-            self._figure = error_figure
+            # A missing package must show before the network runs.
+            check_matplotlib()
         drawing.folder.mkdir(parents=True, exist_ok=True)
 
     def draw(self, index: int, name: str, prediction: Tensor, label: Tensor) -> None:
@@ -197,7 +194,7 @@ class _Drawer:
         if index not in self._chosen:
             return
         picture, image = self._shown(index)
-        self._figure(
+        error_figure(
             self._folder / f"{name}_errors.png",
             picture,
             label.numpy(),

@@ -40,6 +40,21 @@ _RC = {
 _DPI = 120
 
 
+def check_matplotlib() -> None:
+    """Raise unless pictures can be drawn.
+
+    Raises:
+        RuntimeError: matplotlib is not installed.
+    """
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise RuntimeError(
+            "report: matplotlib must be installed to draw pictures, got none; "
+            "run: pip install 'ocnet[viz]'"
+        ) from error
+
+
 @contextmanager
 def drawing(path: str | Path, width: float, height: float, title: str) -> Iterator[Any]:
     """Yield an empty titled figure and write it to ``path`` on leaving the block.
@@ -58,14 +73,10 @@ def drawing(path: str | Path, width: float, height: float, title: str) -> Iterat
     Raises:
         RuntimeError: matplotlib is not installed.
     """
-    try:
-        import matplotlib
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise RuntimeError(
-            "report: matplotlib must be installed to draw pictures, got none; "
-            "run: pip install 'ocnet[viz]'"
-        ) from error
+    check_matplotlib()
+    import matplotlib
+    from matplotlib.figure import Figure
+
     with matplotlib.rc_context(_RC):
         figure = Figure(figsize=(width, height), layout="constrained")
         figure.suptitle(title)

@@ -4,6 +4,7 @@
 import csv
 import io
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -86,6 +87,19 @@ def test_eval_draws_pictures_with_truth_errors_and_attention(
         counted = {row["name"]: int(row["pixels"]) for row in csv.DictReader(file)}
     assert counted == {row.name: row.pixels for row in rows}
     assert f"mIoU {100 * matrix.mean_iou():.2f} %" in capsys.readouterr().out
+
+
+def test_eval_without_matplotlib_is_refused_before_anything_is_computed(
+    run_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    words = ["--out", str(tmp_path / "out"), "--pictures", "1", "--csv", str(tmp_path / "t.csv")]
+    assert main(["eval", "--run", str(run_dir), "--device", "cpu", *words]) == 2
+    assert "report: matplotlib must be installed to draw pictures" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_eval_takes_overrides_of_the_config(

@@ -104,13 +104,20 @@ def test_a_recipe_from_training_to_submission(
     assert not re.search(r"\bnan\b", capsys.readouterr().out)
 
 
-def test_cityscapes_is_submitted_as_label_ids_under_the_names_of_its_pictures(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture
+def cityscapes(tmp_path: Path) -> tuple[Path, Path]:
+    """A tree of Cityscapes, and a run on it."""
     root, run = tmp_path / "data", tmp_path / "run"
     TREES["cityscapes"](root)
     words = [*small(RECIPES[0]), f"--data.root={root}", f"--train.run_dir={run}"]
     assert main(["train", *words]) == 0
+    return root, run
+
+
+def test_cityscapes_is_submitted_as_label_ids_under_the_names_of_its_pictures(
+    tmp_path: Path, cityscapes: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, run = cityscapes
     # Without its secret labels the test split is as the server has it.
     shutil.rmtree(root / "gtFine" / "test", ignore_errors=True)
     capsys.readouterr()
@@ -131,11 +138,8 @@ def test_cityscapes_is_submitted_as_label_ids_under_the_names_of_its_pictures(
 
 
 def test_eval_of_a_split_without_labels_is_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    cityscapes: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    root, run = tmp_path / "data", tmp_path / "run"
-    TREES["cityscapes"](root)
-    words = [*small(RECIPES[0]), f"--data.root={root}", f"--train.run_dir={run}"]
-    assert main(["train", *words]) == 0
+    _, run = cityscapes
     assert main(["eval", "--run", str(run), "--split=test", "--device=cpu"]) == 2
     assert "dataset must have labels, got pictures without them" in capsys.readouterr().err

@@ -2,10 +2,12 @@
 """What tests of random samples share: pictures, generators, and checks of distributions."""
 
 import math
+import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 
@@ -23,6 +25,27 @@ class Raw:
 
     def __call__(self, picture: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(picture.astype(np.float32)).permute(2, 0, 1)
+
+
+def numbers_after(crops: Callable[..., Any]) -> list[float]:
+    """Return what a generator draws once a sample has been drawn from it."""
+    generator = seeded(5)
+    crops(*noise(11, 13), generator)
+    numbers: list[float] = torch.rand(3, generator=generator).tolist()
+    return numbers
+
+
+def assert_repeatable(crops: Callable[..., Any]) -> torch.Tensor:
+    """Draw twice with equal generators, whatever the global ones say; return the image."""
+    for seed in range(5):
+        torch.manual_seed(seed)
+        random.seed(seed)
+        cv2.setRNGSeed(seed)
+        one, two = crops(*noise(11, 13), seeded(7)), crops(*noise(11, 13), seeded(7))
+        assert torch.equal(one[0], two[0])
+        np.testing.assert_array_equal(one[1], two[1])
+    image: torch.Tensor = one[0]
+    return image
 
 
 def seeded(seed: int = 0) -> torch.Generator:

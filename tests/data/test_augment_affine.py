@@ -25,10 +25,12 @@ from tests.data.random_samples import (
     DRAWS,
     LIP_PAIRS,
     Raw,
+    assert_repeatable,
     check_law,
     check_uniform,
     marked,
     noise,
+    numbers_after,
     seeded,
 )
 
@@ -202,21 +204,13 @@ def test_mirror_pairs_change_places_exactly_when_mirrored() -> None:
 
 @pytest.mark.parametrize("crops", CROPS)
 def test_equal_generators_give_equal_samples(crops: AffineCrops) -> None:
-    for seed in range(5):
-        torch.manual_seed(seed)
-        one, two = crops(*noise(11, 13), seeded(7)), crops(*noise(11, 13), seeded(7))
-        assert torch.equal(one[0], two[0])
-        np.testing.assert_array_equal(one[1], two[1])
+    image = assert_repeatable(crops)
     others = [crops(*noise(11, 13), seeded(seed))[0] for seed in range(20)]
-    assert all(torch.equal(other, one[0]) for other in others) == (crops is CROPS[1])
+    assert all(torch.equal(other, image) for other in others) == (crops is CROPS[1])
 
 
 def test_options_do_not_change_how_many_numbers_are_drawn() -> None:
-    following = []
-    for crops in CROPS:
-        generator = seeded(5)
-        crops(*noise(11, 13), generator)
-        following.append(torch.rand(3, generator=generator).tolist())
+    following = [numbers_after(crops) for crops in CROPS]
     assert following[0] == following[1] == following[2]
 
 

@@ -3,13 +3,19 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 import yaml
 
-from ocnet.engine.config import RunConfig
+from ocnet.data import INPUTS, Crops
+from ocnet.data.sets import SOURCES
+from ocnet.engine.config import AugmentConfig, DataConfig, EvalConfig, LossConfig, RunConfig
 from ocnet.engine.config_files import differences, load_config, parse_config, save_config
+from ocnet.engine.inference import inference_options
+from ocnet.evaluation import InferenceOptions
+from ocnet.evaluation.options import Blend, Border, Merge, Mode
+from ocnet.losses import Mining, OhemKind
 from ocnet.models import names
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -141,6 +147,36 @@ def test_written_configs_are_read_back(tmp_path: Path) -> None:
     config = load_config(write(tmp_path, content))
     save_config(config, tmp_path / "resolved.yaml")
     assert load_config(tmp_path / "resolved.yaml") == config
+
+
+def choices(section: type, key: str) -> set[str]:
+    """Return what a key of a section may be."""
+    kind = get_type_hints(section)[key]
+    return set(get_args(kind))
+
+
+def test_choices_are_those_of_what_the_config_stands_for() -> None:
+    # The config is read without torch, so it cannot ask.
+    assert choices(DataConfig, "name") == {"mosaics", "folder", *SOURCES}
+    assert choices(DataConfig, "input") == set(INPUTS)
+    assert choices(LossConfig, "ohem") == set(get_args(Mining))
+    assert choices(LossConfig, "ohem_kind") == set(get_args(OhemKind))
+    for key, allowed in (("mode", Mode), ("border", Border), ("blend", Blend), ("merge", Merge)):
+        assert choices(EvalConfig, key) == set(get_args(allowed))
+
+
+def test_defaults_of_scoring_are_those_of_scoring() -> None:
+    assert inference_options(EvalConfig()) == InferenceOptions()
+    names = {field.name for field in dataclasses.fields(InferenceOptions)}
+    assert {field.name for field in dataclasses.fields(EvalConfig)} == names | {"batch_size"}
+
+
+def test_every_option_of_random_crops_is_a_key() -> None:
+    options = {field.name for field in dataclasses.fields(Crops)}
+    keys = {field.name for field in dataclasses.fields(AugmentConfig)}
+    # What the data set says, not the config.
+    assert options - keys == {"transform", "mirror_pairs", "ignore_index"}
+    assert keys - options == {"kind", "rotation", "affine_scale"}
 
 
 def test_differences_are_named(tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from ocnet.engine.config_files import parse_config, save_config
+from ocnet.engine.config_files import load_config, parse_config, save_config
+from ocnet.engine.run import build_model
 from ocnet.engine.trainer import train
 from tests.processes import run_together
 
@@ -68,17 +69,20 @@ def test_two_processes_do_what_one_does(
     assert torch.equal(first["counts"], second["counts"])
     assert int(first["counts"].sum()) == 3 * 32 * 32
     write_config(tmp_path / "one")
-    alone = train(parse_config(["--config", str(tmp_path / "one" / "config.yaml")]))
-    # Sums in another order, over six steps.
+    config = load_config(tmp_path / "one" / "config.yaml")
+    alone = train(config)
+    # Sums are in another order, each off by a rounding of 6e-8, in one step and then in six.
     losses = [record["loss"] for record in alone.history]
-    assert first["losses"] == pytest.approx(losses, rel=1e-3)
     assert first["losses"][0] == pytest.approx(losses[0], rel=1e-6)
-    moved = {
-        name: (value - first["weights"][name]).norm() / value.norm()
-        for name, value in alone.model.state_dict().items()
-        if value.is_floating_point() and value.dim() == 4
-    }
-    assert max(moved.values()) < 1e-3
+    assert first["losses"] == pytest.approx(losses, rel=1e-5)
+    # A thousand roundings; a process left out, or a sum for a mean, is most of how far training went.
+    torch.manual_seed(config.train.seed)
+    start = build_model(config.model, alone.info)[0].state_dict()
+    for name, value in alone.model.state_dict().items():
+        if value.is_floating_point() and value.dim() == 4:
+            went = (value - start[name]).norm()
+            assert went > 0
+            assert (value - first["weights"][name]).norm() < 1e-4 * went, name
 
 
 def test_only_the_first_process_writes(two: tuple[Path, list[dict[str, Any]]]) -> None:

@@ -5,7 +5,6 @@ import csv
 import dataclasses
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,8 @@ from ocnet.engine.run import load_run, pick_device
 from ocnet.engine.trainer import TrainResult, train, use_bf16
 from ocnet.modules import ABN, norm_layer
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 # Two samples of 32 pixels at a time: a step takes some milliseconds.
 SMALL = (
     "--data.name=mosaics",
@@ -35,14 +36,6 @@ SMALL = (
 )
 # Explicit, so that nothing depends on which libraries are built.
 BASE_OC = ("--model.name=tiny_base_oc", "--model.options.backend=reference")
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def config(run_dir: Path, *more: str) -> RunConfig:
