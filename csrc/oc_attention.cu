@@ -16,39 +16,14 @@ namespace {
 
 using Stages = std::vector<ForwardTensors>;
 
-Sizes check_forward(const char* function, const ForwardTensors& tensors) {
-  const Tensor& query = tensors.query;
-  const Sizes sizes = check_inputs(function, query, tensors.key, tensors.value);
-  const auto check = [&](const char* argument, const Tensor& tensor) {
-    check_matrix(function, argument, query, {sizes.images, sizes.queries, sizes.value_channels},
-                 tensor);
-  };
-  check("out", tensors.out);
-  if (tensors.residual.has_value()) {
-    if (query.scalar_type() == accumulator_dtype(query.scalar_type())) {
-      fail_argument(function, "residual", "be absent where nothing is rounded",
-                    torch::headeronly::toString(query.scalar_type()));
-    }
-    check("residual", *tensors.residual);
-  }
-  check_lse(function, query, sizes, tensors.lse);
-  return sizes;
-}
-
 template <typename Params, typename scalar_t>
 Params matrices(const AttentionCall& call, const Stages& stages) {
   Params params;
   std::vector<StageWork> work;
   for (size_t i = 0; i < stages.size(); ++i) {
-    const ForwardTensors& from = stages[i];
-    FwdStage<scalar_t>& to = params.stages[i];
-    to.query = input<scalar_t>("query", from.query);
-    to.key = from.key.has_value() ? input<scalar_t>("key", *from.key) : to.query;
-    to.value = input<scalar_t>("value", from.value);
-    to.out = output<scalar_t>("out", from.out);
-    to.residual = output<scalar_t>("residual", from.residual);
-    to.lse = per_token(kernel_output<accumulator_t<scalar_t>>("lse", from.lse), from.lse);
-    work.push_back(stage_work(call, i, from.query.size(0), to.query.tokens, to.value.tokens));
+    params.stages[i] = forward_stage<scalar_t>(stages[i]);
+    const FwdStage<scalar_t>& to = params.stages[i];
+    work.push_back(stage_work(call, i, stages[i].query.size(0), to.query.tokens, to.value.tokens));
   }
   params.work = list_work(work);
   return params;
@@ -98,11 +73,7 @@ void multiply_on_tensor_cores(const AttentionCall& call, const Stages& stages, c
 
 void attend(const AttentionCall& call, const std::vector<ForwardTensors>& stages) {
   const Tensor& query = stages[0].query;
-  Sizes sizes;  // of the last stage: without groups, of the only one
-  for (const ForwardTensors& stage : stages) {
-    sizes = check_forward(call.function, stage);
-    if (!call.partitions.empty()) check_stage(call, stages[0], stage);
-  }
+  const Sizes sizes = check_forward(call, stages);
   dispatch_floating(query.scalar_type(), call.function, "query", [&](auto tag) {
     using scalar_t = typename decltype(tag)::type;
     if constexpr (std::is_same_v<scalar_t, double>) {

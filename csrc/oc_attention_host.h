@@ -14,6 +14,7 @@
 #include "common/dispatch.h"
 #include "common/groups.h"
 #include "common/token_tensors.h"
+#include "oc_attention_fwd_stage.cuh"
 
 namespace ocnet {
 
@@ -42,6 +43,7 @@ struct AttentionCall {
 // Stages agree in which of their optional tensors are present. Everything is checked before
 // anything is written.
 void attend(const AttentionCall& call, const std::vector<ForwardTensors>& stages);
+void attend_on_hopper(const AttentionCall& call, const std::vector<ForwardTensors>& stages);
 void attend_backward(const AttentionCall& call, const std::vector<BackwardTensors>& stages);
 
 struct Sizes {
@@ -83,6 +85,35 @@ inline void check_lse(const char* function, const Tensor& query, const Sizes& si
   check_contiguous(function, "lse", lse);
 }
 
+inline Sizes check_forward(const char* function, const ForwardTensors& tensors) {
+  const Tensor& query = tensors.query;
+  const Sizes sizes = check_inputs(function, query, tensors.key, tensors.value);
+  const auto check = [&](const char* argument, const Tensor& tensor) {
+    check_matrix(function, argument, query, {sizes.images, sizes.queries, sizes.value_channels},
+                 tensor);
+  };
+  check("out", tensors.out);
+  if (tensors.residual.has_value()) {
+    if (query.scalar_type() == accumulator_dtype(query.scalar_type())) {
+      fail_argument(function, "residual", "be absent where nothing is rounded",
+                    torch::headeronly::toString(query.scalar_type()));
+    }
+    check("residual", *tensors.residual);
+  }
+  check_lse(function, query, sizes, tensors.lse);
+  return sizes;
+}
+
+// Of the last stage: without groups, of the only one.
+inline Sizes check_forward(const AttentionCall& call, const std::vector<ForwardTensors>& stages) {
+  Sizes sizes;
+  for (const ForwardTensors& stage : stages) {
+    sizes = check_forward(call.function, stage);
+    if (!call.partitions.empty()) check_stage(call, stages[0], stage);
+  }
+  return sizes;
+}
+
 // What the tensor-core kernels take: aligned rows of as many channels as their tables know.
 inline void check_operand(const char* function, const char* argument, const Tensor& tensor) {
   constexpr int64_t kMostChannels = 512;
@@ -98,6 +129,18 @@ template <typename T>
 TokenMatrix<T> per_token(T* data, const Tensor& tensor) {
   const auto tokens = static_cast<int>(tensor.size(1));
   return {data, tokens, 1, 1, tokens, 1};
+}
+
+template <typename scalar_t>
+FwdStage<scalar_t> forward_stage(const ForwardTensors& from) {
+  FwdStage<scalar_t> to;
+  to.query = input<scalar_t>("query", from.query);
+  to.key = from.key.has_value() ? input<scalar_t>("key", *from.key) : to.query;
+  to.value = input<scalar_t>("value", from.value);
+  to.out = output<scalar_t>("out", from.out);
+  to.residual = output<scalar_t>("residual", from.residual);
+  to.lse = per_token(kernel_output<accumulator_t<scalar_t>>("lse", from.lse), from.lse);
+  return to;
 }
 
 // The groups of a stage, of which blocks own the tokens of one side, and stream those of the other.

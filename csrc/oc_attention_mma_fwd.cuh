@@ -4,11 +4,11 @@
 #pragma once
 
 #include "common/launch.cuh"
-#include "common/mma_store.cuh"
 #include "common/mma_tile.cuh"
 #include "oc_attention_combine.cuh"
 #include "oc_attention_fwd_stage.cuh"
 #include "oc_attention_softmax.cuh"
+#include "oc_attention_store.cuh"
 #include "oc_attention_tiles.h"
 
 namespace ocnet {
@@ -110,57 +110,6 @@ OCNET_DEVICE void load_query_rows(const FwdGroup<storage_t>& group, int first_ro
       query_rows(device::warp_index() * kMmaRows, tile_pitch(query.channels, sizeof(storage_t)));
   load_tile(rows, kMmaRows, query, first_row, 0, padded_channels(query.channels),
             device::lane_index(), device::kWarpThreads);
-}
-
-// Writes out, the residual and lse of a warp's rows.
-template <typename scalar_t, int kColumns>
-OCNET_DEVICE void store_results(const FwdGroup<scalar_t>& group, const FwdPlace& place,
-                                const SoftmaxRows& softmax, float (&sums)[kColumns][4],
-                                int first_row, int first_channel) {
-  if (place.slice == 0 && device::lane_index() % 4 == 0) {  // one writer per row
-    const auto lse = group.rows(group.lse);
-    OCNET_UNROLL
-    for (int r = 0; r < 2; ++r) {
-      const int row = first_row + device::lane_index() / 4 + 8 * r;
-      if (row < lse.tokens) {
-        *lse.at(row, 0) = log_sum_exp(kLn2 * softmax.maximum[r], softmax.total[r]);
-      }
-    }
-  }
-  OCNET_UNROLL
-  for (int n = 0; n < kColumns; ++n) {
-    OCNET_UNROLL
-    for (int i = 0; i < 4; ++i) sums[n][i] *= 1.0f / softmax.divisor(i / 2);
-  }
-  store_rows(sums, group.rows(group.out), first_row, first_channel);
-  if constexpr (sizeof(scalar_t) == 2) {
-    if (group.residual.data == nullptr) return;
-    OCNET_UNROLL
-    for (int n = 0; n < kColumns; ++n) {
-      OCNET_UNROLL
-      for (int i = 0; i < 4; ++i) sums[n][i] = rounding_loss<scalar_t>(sums[n][i]);
-    }
-    store_rows(sums, group.rows(group.residual), first_row, first_channel);
-  }
-}
-
-// Writes what the combination of parts needs of a warp's rows.
-template <typename scalar_t, int kColumns>
-OCNET_DEVICE void store_partial(const MmaFwdParams<scalar_t>& params, const FwdPlace& place,
-                                const SoftmaxRows& softmax, const float (&sums)[kColumns][4],
-                                int first_row, int first_channel) {
-  const auto partial = params.partial.image(place.image * params.plan.splits + place.split);
-  store_rows(sums, partial, first_row, first_channel);
-  if (place.slice == 0 && device::lane_index() % 4 == 0) {
-    OCNET_UNROLL
-    for (int r = 0; r < 2; ++r) {
-      const int row = first_row + device::lane_index() / 4 + 8 * r;
-      if (row < partial.tokens) {
-        *partial_row(partial, row) = {softmax.maximum[r], softmax.total[r], softmax.divisor(r),
-                                      0.0f};
-      }
-    }
-  }
 }
 
 // out = softmax(scale * query key^T) value and lse (FlashAttention-2, arXiv 2307.08691, algorithm
@@ -267,9 +216,11 @@ oc_attention_mma_fwd_kernel(OCNET_GRID_CONSTANT MmaFwdParams<typename Math::stor
     }
     softmax.template finish<Math>();
     if (plan.splits == 1) {
-      store_results(group, place, softmax, sums, first_row_of(tile), tiles.first_channel);
+      store_results(group.rows(group.out), group.rows(group.residual), group.rows(group.lse),
+                    softmax, sums, first_row_of(tile), tiles.first_channel, place.slice == 0);
     } else {
-      store_partial(params, place, softmax, sums, first_row_of(tile), tiles.first_channel);
+      store_partial(params.partial.image(place.image * plan.splits + place.split), softmax, sums,
+                    first_row_of(tile), tiles.first_channel, place.slice == 0);
     }
   }
 }

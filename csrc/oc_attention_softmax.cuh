@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// The streamed softmax of the 16 rows of a warp, whose scores lie as mma.sync leaves them
+// The streamed softmax of the 16 rows of a warp, whose scores lie as mma.sync and wgmma leave them
 // (common/mma_tile.cuh).
 #pragma once
 
@@ -25,19 +25,36 @@ struct SoftmaxRows {
   // gradient of the queries is a small difference in which it would be most of the result.
   float rounded[4] = {0, 0, 0, 0};
 
+  // Factors of what was summed up before, where a reference is raised.
+  struct Growth {
+    bool any;  // in the warp
+    float factor[2];
+  };
+
   // Scores become weights, of which those from `keys` on are 0; the sums of earlier tiles are
   // rescaled where a reference is raised. A NaN reaches its row through its weight.
   template <int kCols, int kColumns>
   OCNET_DEVICE void weigh(float (&scores)[kCols / 8][4], float scale_log2, int keys,
                           float (&sums)[kColumns][4]) {
-    const bool is_ragged = keys < kCols;
+    rescale(raise<kCols>(scores, scale_log2, keys), sums);
+    exponentiate<kCols>(scores, scale_log2, keys);
+  }
+
+  // The steps of `weigh`, for kernels whose sums are still being added to: references are raised by
+  // the scores of a tile,
+  template <int kCols>
+  OCNET_DEVICE Growth raise(const float (&scores)[kCols / 8][4], float scale_log2, int keys) {
     float top[2];
-    if (is_ragged) {
+    if (keys < kCols) {
       row_maxima<kCols, true>(top, scores, scale_log2, keys);
     } else {
       row_maxima<kCols, false>(top, scores, scale_log2, keys);
     }
-    raise(top, sums);
+    return raise(top);
+  }
+  // scores become weights,
+  template <int kCols>
+  OCNET_DEVICE void exponentiate(float (&scores)[kCols / 8][4], float scale_log2, int keys) {
     const float reference[2] = {softmax_reference(maximum[0]), softmax_reference(maximum[1])};
     OCNET_UNROLL
     for (int n = 0; n < kCols / 8; ++n) {
@@ -46,11 +63,21 @@ struct SoftmaxRows {
         scores[n][i] = ptx::exp2_approx(std::fma(scores[n][i], scale_log2, -reference[i / 2]));
       }
     }
-    if (is_ragged) clear_padding<kCols>(scores, keys);
+    if (keys < kCols) clear_padding<kCols>(scores, keys);
     OCNET_UNROLL
     for (int n = 0; n < kCols / 8; ++n) {
       OCNET_UNROLL
       for (int i = 0; i < 4; ++i) total[i / 2] += scores[n][i];
+    }
+  }
+  // and earlier sums are rescaled.
+  template <int kColumns>
+  OCNET_DEVICE static void rescale(const Growth& growth, float (&sums)[kColumns][4]) {
+    if (!growth.any) return;
+    OCNET_UNROLL
+    for (int n = 0; n < kColumns; ++n) {
+      OCNET_UNROLL
+      for (int i = 0; i < 4; ++i) sums[n][i] *= growth.factor[i / 2];
     }
   }
 
@@ -60,13 +87,33 @@ struct SoftmaxRows {
     if constexpr (Math::kRoundsWeights) sum_weights<Math, kCols>(rounded, weights);
   }
 
+  // The same for weights that this lane has packed in pairs: word i is of row g + 8 (i % 2).
+  template <typename scalar_t, int kSteps>
+  OCNET_DEVICE void count_packed(const uint32_t (&weights)[kSteps][4]) {
+    OCNET_UNROLL
+    for (int step = 0; step < kSteps; ++step) {
+      OCNET_UNROLL
+      for (int i = 0; i < 4; ++i) {
+        rounded[i % 2 * 2] += low_half(weights[step][i], scalar_t{});
+        rounded[i % 2 * 2 + 1] += high_half(weights[step][i], scalar_t{});
+      }
+    }
+  }
+  // After the last tile, where weights were counted so.
+  OCNET_DEVICE void finish_packed() {
+    OCNET_UNROLL
+    for (int r = 0; r < 2; ++r) {
+      total[r] = sum_of_quad(total[r]);
+      rounded[2 * r] = sum_of_quad(rounded[2 * r] + rounded[2 * r + 1]);
+    }
+  }
+
   // After the last tile: totals of whole rows, in every lane of a quad.
   template <typename Math>
   OCNET_DEVICE void finish() {
     OCNET_UNROLL
     for (int r = 0; r < 2; ++r) {
-      total[r] += device::shuffle_xor(total[r], 1);
-      total[r] += device::shuffle_xor(total[r], 2);
+      total[r] = sum_of_quad(total[r]);
       if constexpr (!Math::kRoundsWeights) rounded[2 * r] = total[r];
     }
   }
@@ -74,6 +121,23 @@ struct SoftmaxRows {
   OCNET_DEVICE float divisor(int r) const { return rounded[2 * r]; }
 
  private:
+  OCNET_DEVICE static float sum_of_quad(float part) {
+    part += device::shuffle_xor(part, 1);
+    return part + device::shuffle_xor(part, 2);
+  }
+  OCNET_DEVICE static float low_half(uint32_t pair, BFloat16) {
+    return detail::bit_cast<float>(pair << 16);
+  }
+  OCNET_DEVICE static float high_half(uint32_t pair, BFloat16) {
+    return detail::bit_cast<float>(pair & 0xffff0000u);
+  }
+  OCNET_DEVICE static float low_half(uint32_t pair, Float16) {
+    return to_accumulator(Float16{static_cast<uint16_t>(pair)});
+  }
+  OCNET_DEVICE static float high_half(uint32_t pair, Float16) {
+    return to_accumulator(Float16{static_cast<uint16_t>(pair >> 16)});
+  }
+
   // The first of this lane's columns in a tile; pair n is 8 n further on.
   OCNET_DEVICE static int first_column() { return device::lane_index() % 4 * 2; }
 
@@ -110,24 +174,19 @@ struct SoftmaxRows {
   }
 
   // A row's results depend on its own scores only, whatever other rows of the warp need.
-  template <int kColumns>
-  OCNET_DEVICE void raise(const float (&top)[2], float (&sums)[kColumns][4]) {
+  OCNET_DEVICE Growth raise(const float (&top)[2]) {
     const bool grows[2] = {top[0] > maximum[0] + kLazyGrowth, top[1] > maximum[1] + kLazyGrowth};
-    if (!device::any(grows[0] || grows[1])) return;
-    float factor[2];
+    Growth growth = {device::any(grows[0] || grows[1]), {1.0f, 1.0f}};
+    if (!growth.any) return growth;
     OCNET_UNROLL
     for (int r = 0; r < 2; ++r) {
-      factor[r] = grows[r] ? ptx::exp2_approx(maximum[r] - top[r]) : 1.0f;
+      growth.factor[r] = grows[r] ? ptx::exp2_approx(maximum[r] - top[r]) : 1.0f;
       maximum[r] = grows[r] ? top[r] : maximum[r];
-      total[r] *= factor[r];
+      total[r] *= growth.factor[r];
     }
     OCNET_UNROLL
-    for (int i = 0; i < 4; ++i) rounded[i] *= factor[i / 2];
-    OCNET_UNROLL
-    for (int n = 0; n < kColumns; ++n) {
-      OCNET_UNROLL
-      for (int i = 0; i < 4; ++i) sums[n][i] *= factor[i / 2];
-    }
+    for (int i = 0; i < 4; ++i) rounded[i] *= growth.factor[i / 2];
+    return growth;
   }
 };
 

@@ -6,6 +6,7 @@
 
 #include <torch/csrc/stable/tensor.h>
 
+#include "oc_attention_hopper.h"
 #include "oc_attention_host.h"
 #include "partitioned_attention.h"
 #include "partitioned_attention_host.h"
@@ -27,24 +28,40 @@ AttentionCall describe(const char* function, const std::vector<Tensors>& stages,
   return call;
 }
 
+std::vector<ForwardTensors> forward_stages(const char* function, const TensorList& query,
+                                           const TensorList& key, const TensorList& value,
+                                           const TensorList& out, const TensorList& lse,
+                                           const TensorList& residual) {
+  check_stage_count(function, query);
+  const size_t count = query.size();
+  check_list(function, "key", count, true, key);
+  check_list(function, "value", count, false, value);
+  check_list(function, "out", count, false, out);
+  check_list(function, "lse", count, false, lse);
+  check_list(function, "residual", count, true, residual);
+  std::vector<ForwardTensors> stages;
+  for (size_t i = 0; i < count; ++i) {
+    stages.push_back({query[i], stage_of(key, i), value[i], out[i], lse[i], stage_of(residual, i)});
+  }
+  return stages;
+}
+
 }  // namespace
 
 void partitioned_attention_fwd(TensorList query, TensorList key, TensorList value,
                                std::vector<int64_t> partition, double scale, bool tf32,
                                TensorList out, TensorList lse, TensorList residual) {
   constexpr const char* kFunction = "partitioned_attention_fwd";
-  check_stage_count(kFunction, query);
-  const size_t count = query.size();
-  check_list(kFunction, "key", count, true, key);
-  check_list(kFunction, "value", count, false, value);
-  check_list(kFunction, "out", count, false, out);
-  check_list(kFunction, "lse", count, false, lse);
-  check_list(kFunction, "residual", count, true, residual);
-  std::vector<ForwardTensors> stages;
-  for (size_t i = 0; i < count; ++i) {
-    stages.push_back({query[i], stage_of(key, i), value[i], out[i], lse[i], stage_of(residual, i)});
-  }
+  const auto stages = forward_stages(kFunction, query, key, value, out, lse, residual);
   attend(describe(kFunction, stages, partition, scale, tf32), stages);
+}
+
+void partitioned_attention_hopper_fwd(TensorList query, TensorList key, TensorList value,
+                                      std::vector<int64_t> partition, double scale, TensorList out,
+                                      TensorList lse, TensorList residual) {
+  constexpr const char* kFunction = "partitioned_attention_hopper_fwd";
+  const auto stages = forward_stages(kFunction, query, key, value, out, lse, residual);
+  attend_on_hopper(describe(kFunction, stages, partition, scale, false), stages);
 }
 
 void partitioned_attention_bwd(TensorList grad_out, TensorList query, TensorList key,

@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: MIT
 // Every native schema, one line each. Compiled once for the CPU library, once with USE_CUDA for the
 // CUDA one, and once with OCNET_EMULATOR for the tests, which run the CUDA one's sources on the
-// CPU.
+// CPU. OCNET_HAS_HOPPER: there is code for compute capability 9.0's own instructions (sm_90a).
 #include <torch/csrc/stable/library.h>
 
 #include "inplace_abn.h"
 #include "oc_attention.h"
+#if defined(OCNET_HAS_HOPPER)
+#include "oc_attention_hopper.h"
+#endif
 #include "partitioned_attention.h"
 #include "spatial_gather.h"
 
@@ -29,6 +32,10 @@ STABLE_TORCH_LIBRARY(OCNET_NAMESPACE, m) {
   m.def("inplace_abn_bwd(Tensor out, Tensor? residual, Tensor grad_out, Tensor? weight, Tensor? bias, Tensor? slope, Tensor var, bool training, float eps, float scale_eps, int activation, float param, bool signed_scale, Tensor(a!)? grad_x, Tensor(b!)? grad_residual, Tensor(c!)? grad_weight, Tensor(d!)? grad_bias, Tensor(e!)? grad_slope) -> ()");
   m.def("oc_attention_fwd(Tensor query, Tensor? key, Tensor value, float scale, bool tf32, Tensor(a!) out, Tensor(b!) lse, Tensor(c!)? residual) -> ()");
   m.def("oc_attention_bwd(Tensor grad_out, Tensor query, Tensor? key, Tensor value, Tensor out, Tensor lse, Tensor? residual, float scale, bool tf32, Tensor(a!)? grad_query, Tensor(b!)? grad_key, Tensor(c!)? grad_value) -> ()");
+#if defined(OCNET_HAS_HOPPER)
+  m.def("oc_attention_hopper_fwd(Tensor query, Tensor? key, Tensor value, float scale, Tensor(a!) out, Tensor(b!) lse, Tensor(c!)? residual) -> ()");
+  m.def("partitioned_attention_hopper_fwd(Tensor[] query, Tensor[] key, Tensor[] value, int[] partition, float scale, Tensor(a!)[] out, Tensor(b!)[] lse, Tensor(c!)[] residual) -> ()");
+#endif
   m.def("partitioned_attention_fwd(Tensor[] query, Tensor[] key, Tensor[] value, int[] partition, float scale, bool tf32, Tensor(a!)[] out, Tensor(b!)[] lse, Tensor(c!)[] residual) -> ()");
   m.def("partitioned_attention_bwd(Tensor[] grad_out, Tensor[] query, Tensor[] key, Tensor[] value, Tensor[] out, Tensor[] lse, Tensor[] residual, int[] partition, float scale, bool tf32, Tensor(a!)[] grad_query, Tensor(b!)[] grad_key, Tensor(c!)[] grad_value) -> ()");
   m.def("spatial_gather_fwd(Tensor features, Tensor logits, float scale, bool tf32, Tensor(a!) out, Tensor(b!) lse, Tensor(c!)? residual) -> ()");
@@ -44,6 +51,10 @@ STABLE_TORCH_LIBRARY_IMPL(OCNET_NAMESPACE, OCNET_KEY, m) {
   m.impl("inplace_abn_bwd", TORCH_BOX(&ocnet::inplace_abn_bwd));
   m.impl("oc_attention_fwd", TORCH_BOX(&ocnet::oc_attention_fwd));
   m.impl("oc_attention_bwd", TORCH_BOX(&ocnet::oc_attention_bwd));
+#if defined(OCNET_HAS_HOPPER)
+  m.impl("oc_attention_hopper_fwd", TORCH_BOX(&ocnet::oc_attention_hopper_fwd));
+  m.impl("partitioned_attention_hopper_fwd", TORCH_BOX(&ocnet::partitioned_attention_hopper_fwd));
+#endif
   m.impl("partitioned_attention_fwd", TORCH_BOX(&ocnet::partitioned_attention_fwd));
   m.impl("partitioned_attention_bwd", TORCH_BOX(&ocnet::partitioned_attention_bwd));
   m.impl("spatial_gather_fwd", TORCH_BOX(&ocnet::spatial_gather_fwd));

@@ -95,9 +95,18 @@ def halves_to_build(choice: str, tools: Toolchain) -> tuple[list[str], list[str]
     return wanted, []
 
 
+def _archs() -> list[str]:
+    return os.environ.get("OCNET_CUDA_ARCHS", DEFAULT_ARCHS).split(";")
+
+
+def _hopper_flag() -> str:
+    """Tell the registration whether the kernels for Hopper's own instructions have code."""
+    return " -DOCNET_HAS_HOPPER" if "90a" in _archs() else ""
+
+
 def _arch_flags() -> str:
     flags = []
-    for arch in os.environ.get("OCNET_CUDA_ARCHS", DEFAULT_ARCHS).split(";"):
+    for arch in _archs():
         number = arch.removesuffix("+PTX")
         code = f"compute_{number}" if arch.endswith("+PTX") else f"sm_{number}"
         flags.append(f"-gencode=arch=compute_{number},code={code}")
@@ -109,7 +118,7 @@ def _ninja_text(half: str, tools: Toolchain, target: Path) -> str:
     common = (
         f"-I{ROOT / 'csrc'} -I{torch}/include -DTORCH_TARGET_VERSION={STABLE_API} -O3 -std=c++17"
     )
-    cuda = " -DUSE_CUDA" if half == "cuda" else ""
+    cuda = f" -DUSE_CUDA{_hopper_flag()}" if half == "cuda" else ""
     sources = CUDA_SOURCES if half == "cuda" else CPU_SOURCES
     # Warnings inside torch's own headers are not ours to mend: they come in as system headers.
     host = common.replace(f"-I{torch}", f"-isystem {torch}")

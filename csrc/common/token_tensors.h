@@ -28,21 +28,38 @@ inline void check_matrix(const char* function, const char* argument, const Tenso
   check_same_device(function, argument, query, tensor);
 }
 
-// What kernels on tensor cores ask for: rows that they can read 16 bytes at a time.
-// `ocnet.ops._layout.aligned_rows` makes such rows.
-inline void check_aligned_rows(const char* function, const char* argument, const Tensor& tensor) {
+namespace detail {
+
+// Elements of `axis` lie side by side, and every other step is a multiple of 16 bytes.
+inline void check_aligned(const char* function, const char* argument, const Tensor& tensor,
+                          int64_t axis, const char* requirement) {
   constexpr int64_t kAlignment = 16;
   const int64_t width = kAlignment / static_cast<int64_t>(tensor.element_size());
-  bool fits = tensor.size(2) == 1 || tensor.stride(2) == 1;
-  for (int64_t axis = 0; axis < 2; ++axis) {
-    fits = fits && (tensor.size(axis) == 1 || tensor.stride(axis) % width == 0);
+  bool fits = tensor.size(axis) == 1 || tensor.stride(axis) == 1;
+  for (const int64_t other : {int64_t{0}, 3 - axis}) {
+    fits = fits && (tensor.size(other) == 1 || tensor.stride(other) % width == 0);
   }
   const auto address = reinterpret_cast<uintptr_t>(tensor.const_data_ptr());
   if (!fits || address % kAlignment != 0) {
-    fail_argument(function, argument, "have channel stride 1 and rows aligned to 16 bytes",
+    fail_argument(function, argument, requirement,
                   "strides " + shape_text(tensor.strides()) + " at an address that leaves " +
                       std::to_string(address % kAlignment));
   }
+}
+
+}  // namespace detail
+
+// What kernels on tensor cores ask for: rows that they can read 16 bytes at a time.
+// `ocnet.ops._layout.aligned_rows` makes such rows.
+inline void check_aligned_rows(const char* function, const char* argument, const Tensor& tensor) {
+  detail::check_aligned(function, argument, tensor, 2,
+                        "have channel stride 1 and rows aligned to 16 bytes");
+}
+// The same of channels whose tokens lie side by side.
+inline void check_aligned_channels(const char* function, const char* argument,
+                                   const Tensor& tensor) {
+  detail::check_aligned(function, argument, tensor, 1,
+                        "have token stride 1 and channels aligned to 16 bytes, as its query has");
 }
 
 template <typename T>

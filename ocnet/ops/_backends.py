@@ -15,7 +15,7 @@ B = TypeVar("B", bound="SupportsCheck[Any]")
 
 
 class Support(NamedTuple):
-    """Whether a back end takes a call, and the sentence that says why not.
+    """Whether a back end takes a call, and the sentence that says why not, or which kernels it takes.
 
     ``missing_build`` marks a refusal that a different build or install would lift.
     """
@@ -72,11 +72,24 @@ class Explanation:
 
 
 class Backends(Generic[B]):
-    """The ordered back ends of one op."""
+    """The ordered back ends of one op.
 
-    def __init__(self, op: str, ordered: Sequence[tuple[str, B]]) -> None:
+    Args:
+        op: Name of the op.
+        ordered: Name and back end, in the order in which ``auto`` asks them.
+        first: Back ends that ``auto`` asks before all others in forward passes of the problems for
+            which the function that stands beside their name is true.
+    """
+
+    def __init__(
+        self,
+        op: str,
+        ordered: Sequence[tuple[str, B]],
+        first: Sequence[tuple[str, Callable[[Any], bool]]] = (),
+    ) -> None:
         self.op = op
         self._ordered = tuple(ordered)
+        self._first = tuple(first)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -93,8 +106,16 @@ class Backends(Generic[B]):
             allowed = ", ".join(repr(name) for name in (AUTO, *self.names))
             raise ValueError(f"{self.op}: backend must be one of {allowed}, got {requested!r}")
 
-    def choose(self, problem: Any, requested: str) -> B:
-        """Return the back end for a call.
+    def _order(self, problem: Any, requested: str, backward: bool) -> Sequence[tuple[str, B]]:
+        if backward or requested != AUTO:
+            return self._ordered
+        ahead = [name for name, is_first in self._first if is_first(problem)]
+        if not ahead:
+            return self._ordered
+        return sorted(self._ordered, key=lambda one: one[0] not in ahead)
+
+    def choose(self, problem: Any, requested: str, *, backward: bool = False) -> B:
+        """Return the back end for a call, in its forward or its backward pass.
 
         Raises:
             ValueError: ``requested`` is not a back end.
@@ -103,7 +124,7 @@ class Backends(Generic[B]):
         """
         self.check_name(requested)
         refusals: list[str] = []
-        for name, backend in self._ordered:
+        for name, backend in self._order(problem, requested, backward):
             if requested not in (AUTO, name):
                 continue
             support = backend.supports(problem)
@@ -121,22 +142,24 @@ class Backends(Generic[B]):
         raise NotImplementedError(f"{self.op}: no back end takes this call ({'; '.join(refusals)})")
 
     def explain(self, problem: Any, requested: str = AUTO) -> Explanation:
-        """Tell which back end a call takes and why each other does not."""
+        """Tell which back end a forward pass takes and why each other does not."""
         self.check_name(requested)
         chosen: str | None = None
         reasons: dict[str, str] = {}
-        for name, backend in self._ordered:
+        for name, backend in self._order(problem, requested, False):
             support = backend.supports(problem)
             wanted = requested in (AUTO, name)
             if not support.ok:
                 reasons[name] = support.reason
-            elif wanted and chosen is None:
+                continue
+            if wanted and chosen is None:
                 chosen = name
-                reasons[name] = "taken"
+                words = "taken"
             elif wanted:
-                reasons[name] = f"could take it; '{chosen}' comes first"
+                words = f"could take it; '{chosen}' comes first"
             else:
-                reasons[name] = f"could take it; '{requested}' was asked for"
+                words = f"could take it; '{requested}' was asked for"
+            reasons[name] = words + (f"; {support.reason}" if support.reason else "")
         return Explanation(self.op, requested, chosen, reasons)
 
 

@@ -46,7 +46,7 @@ REGISTRATION = ROOT / "csrc" / "registration.cpp"
 FLAGS = [
     *("-std=c++17", "-O2", "-g1", "-fPIC", "-U_FORTIFY_SOURCE", "-Wall", "-Wextra"),
     *("-fno-omit-frame-pointer", "-fno-optimize-sibling-calls", "-Wno-frame-address"),
-    *("-DOCNET_EMULATOR", f"-DTORCH_TARGET_VERSION={STABLE_API}"),
+    *("-DOCNET_EMULATOR", "-DOCNET_HAS_HOPPER", f"-DTORCH_TARGET_VERSION={STABLE_API}"),
 ]
 # The calls are resolved by the emulator itself, so linking takes no sanitizer.
 INSTRUMENT = ["-fsanitize=thread", "--param", "tsan-instrument-func-entry-exit=0"]

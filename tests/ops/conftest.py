@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 
-from ocnet.ops import _extension
+from ocnet.ops import _extension, _hopper
 from ocnet.ops._backends import SUPPORTED
 from ocnet.ops.inplace_abn import cuda_backend as abn_cuda
 from ocnet.ops.inplace_abn.problem import refuse_common as refuse_abn
 from ocnet.ops.oc_attention import cuda_backend as attention_cuda
+from ocnet.ops.oc_attention.autograd import BACKENDS
 from ocnet.ops.oc_attention.problem import refuse_common as refuse_attention
 from ocnet.ops.partitioned_attention import cuda_backend as partition_cuda
 from ocnet.ops.partitioned_attention.problem import refuse_common as refuse_partition
@@ -18,7 +19,15 @@ from ocnet.ops.spatial_gather import cuda_backend as gather_cuda
 from ocnet.ops.spatial_gather.problem import refuse_common as refuse_gather
 from tests.ops.abn_running import Runner
 
-DEVICES = {"reference": "cpu", "cpu": "cpu", "triton": "cuda", "cuda": "cuda", "emulated": "cpu"}
+DEVICES = {
+    "reference": "cpu",
+    "cpu": "cpu",
+    "triton": "cuda",
+    "cuda": "cuda",
+    "hopper": "cuda",
+    "emulated": "cpu",
+    "emulated-hopper": "cpu",
+}
 SUBJECTS = [
     "reference",
     pytest.param("cpu", marks=pytest.mark.native),
@@ -26,21 +35,33 @@ SUBJECTS = [
     pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.native]),
     pytest.param("emulated", marks=pytest.mark.native),
 ]
+# Besides, in modules whose `subject` has these parameters: the forward kernels on Hopper's own
+# instructions, for every call that they can take.
+HOPPER_SUBJECTS = [
+    *SUBJECTS,
+    pytest.param("hopper", marks=[pytest.mark.gpu, pytest.mark.native]),
+    pytest.param("emulated-hopper", marks=pytest.mark.native),
+]
+MANY = 2**31
 
 
 @pytest.fixture(params=SUBJECTS)
 def subject(request: pytest.FixtureRequest) -> str:
-    """What is tested: a back end, or the CUDA one with its kernels in the emulator."""
+    """What is tested: a back end, or the CUDA one with some of its kernels, or in the emulator."""
     return request.param
 
 
 @pytest.fixture
-def backend(subject: str, request: pytest.FixtureRequest) -> str:
+def backend(subject: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """The name that the op knows it by."""
-    if subject == "emulated":
+    if subject.startswith("emulated"):
         request.getfixturevalue("_emulated_cuda_backend")
-        return "cuda"
-    return subject
+    if subject == "emulated-hopper":
+        for kernels in (attention_cuda._HOPPER, partition_cuda._HOPPER):
+            monkeypatch.setattr(kernels, "_half", "emulated")
+            monkeypatch.setattr(kernels, "_refuse_device", lambda device: None)
+    monkeypatch.setattr(_hopper, "FEW_KEYS", 0 if "hopper" in subject else MANY)
+    return subject if subject in BACKENDS.names else "cuda"
 
 
 @pytest.fixture
@@ -61,8 +82,8 @@ def _emulated_cuda_backend(emulator, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def device(subject: str, request: pytest.FixtureRequest) -> str:
-    if subject in ("cpu", "cuda"):
-        library = _extension.load(subject)
+    if subject in ("cpu", "cuda", "hopper"):
+        library = _extension.load(DEVICES[subject])
         if library.path is None and not request.config.getoption("--require-gpu"):
             pytest.skip(str(library.problem))
         assert library.problem is None, library.problem
@@ -72,6 +93,8 @@ def device(subject: str, request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def dtypes(subject: str) -> tuple[torch.dtype, ...]:
     """The dtypes that the back end takes."""
+    if "hopper" in subject:
+        return _hopper.DTYPES
     narrow = (torch.float32, torch.bfloat16, torch.float16)
     return narrow if subject == "triton" else (*narrow, torch.float64)
 
@@ -79,7 +102,7 @@ def dtypes(subject: str) -> tuple[torch.dtype, ...]:
 @pytest.fixture
 def small(subject: str) -> bool:
     """Whether sizes must be small: the emulator looks at every access to memory."""
-    return subject == "emulated"
+    return subject.startswith("emulated")
 
 
 @pytest.fixture

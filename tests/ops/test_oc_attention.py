@@ -19,8 +19,14 @@ from ocnet.testing import (
     run_op,
     summed_magnitudes,
 )
+from tests.ops.conftest import HOPPER_SUBJECTS
 
 INF, NAN = float("inf"), float("nan")
+
+
+@pytest.fixture(params=HOPPER_SUBJECTS)
+def subject(request: pytest.FixtureRequest) -> str:
+    return request.param
 
 
 def check(case: AttentionCase, backend: str, device: str, seed: int = 0) -> None:

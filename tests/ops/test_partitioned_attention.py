@@ -21,11 +21,17 @@ from ocnet.testing import (
     run_partitioned,
     summed_magnitudes,
 )
+from tests.ops.conftest import HOPPER_SUBJECTS
 
 INF, NAN = float("inf"), float("nan")
 KINDS = [Grid(2), Blocks(3, 4), Strided(3, 2)]
 each_kind = pytest.mark.parametrize("partition", KINDS, ids=lambda p: type(p).__name__)
 each_sharing = pytest.mark.parametrize("shared", [True, False], ids=["shared", "separate"])
+
+
+@pytest.fixture(params=HOPPER_SUBJECTS)
+def subject(request: pytest.FixtureRequest) -> str:
+    return request.param
 
 
 def assert_accurate(label: str, actual, inputs: AttentionInputs, partition) -> None:

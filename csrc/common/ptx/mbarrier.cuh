@@ -26,9 +26,10 @@ OCNET_DEVICE void mbarrier_invalidate(uint32_t mbarrier) {
 OCNET_DEVICE void mbarrier_arrive(uint32_t mbarrier) {
   asm volatile("mbarrier.arrive.release.cta.shared::cta.b64 _, [%0];" ::"r"(mbarrier) : "memory");
 }
-// At an address of cluster_address: an mbarrier of any block of the cluster.
+// At an address of cluster_address: an mbarrier of any block of the cluster. Not of the cluster's
+// scope, which would have the thread wait for all it ever wrote.
 OCNET_DEVICE void mbarrier_arrive_cluster(uint32_t mbarrier) {
-  asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(mbarrier)
+  asm volatile("mbarrier.arrive.release.cta.shared::cluster.b64 _, [%0];" ::"r"(mbarrier)
                : "memory");
 }
 // Adds bytes to what the phase expects, with an arrival and without.

@@ -35,7 +35,8 @@ class AttentionBackend(Protocol):
 
 
 # CPU and GPU back ends refuse each other's tensors, so on a GPU this is "Triton before CUDA": its
-# kernels reach Hopper's own tensor-core instructions, those of the CUDA library the older ones.
+# kernels reach Hopper's own tensor-core instructions, those of the CUDA library mostly the older ones.
+# Its forward pass has kernels for Hopper, which come first once they are confirmed.
 BACKENDS: Backends[AttentionBackend] = Backends(
     "oc_attention",
     (
@@ -44,6 +45,7 @@ BACKENDS: Backends[AttentionBackend] = Backends(
         ("cuda", cuda_backend),
         ("reference", reference),
     ),
+    first=[("cuda", cuda_backend.is_first)],
 )
 
 
@@ -144,7 +146,7 @@ def oc_attention_bwd(
     need_value: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of query, key and value; those not needed have no elements."""
-    chosen = BACKENDS.choose(Problem.of(query, key, value), backend)
+    chosen = BACKENDS.choose(Problem.of(query, key, value), backend, backward=True)
     grads = _empty_grads(query, key, value, need_query, need_key, need_value)
     if query.shape[0] > 0:
         needed = (need_query, need_key, need_value)

@@ -41,6 +41,21 @@ class Problem:
             shared=key is None,
         )
 
+    @staticmethod
+    def of_call(call: "ForwardCall") -> "Problem":
+        """Describe what a back end was given."""
+        n, length, e = call.query.shape
+        return Problem(
+            device=call.query.device,
+            dtype=call.query.dtype,
+            N=n,
+            L=length,
+            S=call.value.shape[1],
+            E=e,
+            Ev=call.value.shape[2],
+            shared=call.key is None,
+        )
+
 
 class ForwardCall(NamedTuple):
     """Token matrices to read, and to write; in the order of the native schema.

@@ -52,6 +52,7 @@ BACKENDS: Backends[PartitionBackend] = Backends(
         ("cuda", cuda_backend),
         ("reference", reference),
     ),
+    first=[("cuda", cuda_backend.is_first)],
 )
 
 
@@ -172,7 +173,7 @@ def partitioned_attention_bwd(
 ) -> list[Tensor]:
     """Return the gradients of all queries, then of all keys, then of all values, as far as needed."""
     problem = Problem.of(query, key, value, decode(partition))
-    chosen = BACKENDS.choose(problem, backend)
+    chosen = BACKENDS.choose(problem, backend, backward=True)
     sources = ((query, need_query), (key, need_key), (value, need_value))
     grads = [_empty_grads(maps) if needed else [] for maps, needed in sources]
     live = _live(query)

@@ -5,26 +5,45 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from ocnet.ops._backends import Support
+from ocnet.ops._hopper import HopperForward
 from ocnet.ops._layout import aligned_rows
 from ocnet.ops._native import NativeBackend
 from ocnet.ops.partitioned_attention.problem import (
     BackwardCall,
     ForwardCall,
+    Problem,
     refuse_common,
 )
 
 _BACKEND = NativeBackend("partitioned_attention", "cuda", refuse_common)
+_HOPPER = HopperForward("partitioned_attention")
 
-supports = _BACKEND.supports
+
+def supports(problem: Problem) -> Support:
+    """Tell whether the library takes the call, and which of its forward kernels."""
+    support = _BACKEND.supports(problem)
+    if not support.ok:
+        return support
+    return support._replace(reason=_HOPPER.describe(problem, problem.largest_group))
+
+
+def is_first(problem: Problem) -> bool:
+    """Tell whether a forward pass is best here, before the back ends that are asked first."""
+    return _HOPPER.is_first(problem, problem.largest_group) and _BACKEND.supports(problem).ok
 
 
 def forward(call: ForwardCall) -> None:
     """Write the outputs of the call."""
-    _BACKEND.forward(
-        call._replace(
-            query=_aligned(call.query), key=_aligned(call.key), value=_aligned(call.value)
-        )
+    aligned = call._replace(
+        query=_aligned(call.query), key=_aligned(call.key), value=_aligned(call.value)
     )
+    problem = Problem.of_call(call)
+    if _HOPPER.refuse(problem, problem.largest_group) is None:
+        reads = (aligned.query, aligned.key, aligned.value, call.partition, call.scale)
+        _HOPPER.run((*reads, call.out, call.lse, call.residual))
+    else:
+        _BACKEND.forward(aligned)
 
 
 def backward(call: BackwardCall) -> None:

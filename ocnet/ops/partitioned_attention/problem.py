@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ocnet.ops._partition import Axes, Partition
+from ocnet.ops._partition import Axes, Partition, stage_axes
 from ocnet.ops.oc_attention.problem import DTYPES, refuse_common
 
 __all__ = ["DTYPES", "MAX_STAGES", "BackwardCall", "ForwardCall", "Problem", "refuse_common"]
@@ -60,6 +60,25 @@ class Problem:
                 for partition, stage in zip(partitions, query, strict=True)
             ),
         )
+
+    @staticmethod
+    def of_call(call: "ForwardCall") -> "Problem":
+        """Describe what a back end was given."""
+        first = call.query[0]
+        return Problem(
+            device=first.device,
+            dtype=first.dtype,
+            E=first.shape[2],
+            Ev=call.value[0].shape[2],
+            shared=len(call.key) == 0,
+            images=tuple(stage.shape[0] for stage in call.query),
+            axes=tuple(stage_axes(call.partition)),
+        )
+
+    @property
+    def largest_group(self) -> int:
+        """Pixels of the largest group of all stages."""
+        return max(s.height * s.width for axes in self.axes for s in axes.shapes())
 
 
 class ForwardCall(NamedTuple):

@@ -1,0 +1,284 @@
+// SPDX-License-Identifier: MIT
+// Shared memory of the Hopper forward kernel: its buffers, their mbarriers, and the producers that
+// fill them.
+#pragma once
+
+#include "common/cluster.cuh"
+#include "common/groups.h"
+#include "common/ptx/cp_async.cuh"
+#include "common/ptx/descriptor.h"
+#include "common/ptx/fence.cuh"
+#include "common/ptx/mbarrier.cuh"
+#include "common/ptx/tma.cuh"
+#include "oc_attention_fwd_stage.cuh"
+#include "oc_attention_hopper_tile.h"
+#include "oc_attention_hopper_work.h"
+
+namespace ocnet {
+namespace ptx {
+#if defined(__CUDACC__)
+OCNET_DEVICE uint32_t opaque(uint32_t x) {
+  asm volatile("" : "+r"(x));
+  return x;
+}
+#else
+OCNET_EMULATED uint32_t opaque(uint32_t x) { return x; }
+#endif
+}  // namespace ptx
+
+struct HopperMaps {
+  TensorMap query, key, value;
+};
+
+template <typename scalar_t>
+struct HopperFwdParams {
+  FwdStage<scalar_t> stages[kStageSlots];
+  HopperMaps maps;  // of the only stage, unless threads copy
+  float scale_log2;
+  HopperPlan plan;
+  float* partial;  // of plan's parts, see hopper_part
+  WorkTable work;
+};
+
+// A buffer, and the mbarriers that tell when it is full, and when it may be filled again.
+struct HopperBuffer {
+  uint32_t data, full, empty;
+};
+
+template <typename Tile>
+struct HopperBuffers {
+  uint32_t base;
+
+  OCNET_DEVICE HopperBuffers()
+      : base(ptx::shared_address(device::shared_memory<unsigned char>())) {}
+  OCNET_DEVICE HopperBuffer query() const { return at(0, 0); }
+  OCNET_DEVICE HopperBuffer keys(int stage) const {
+    return at(Tile::kKeyStart + stage * Tile::kKeyBytes, 1 + 2 * stage);
+  }
+  OCNET_DEVICE HopperBuffer values(int stage) const {
+    return at(Tile::kValueStart + stage * Tile::kValueBytes, 2 + 2 * stage);
+  }
+  // What the producer tells consumers of a job: full and empty as its queries are. They read it
+  // until they let go of the queries of the next job, so there are two.
+  OCNET_DEVICE static HopperTask& task(uint32_t job_parity) {
+    static_assert(sizeof(HopperTask) <= kHopperTaskBytes, "the layout has room for tasks");
+    return *reinterpret_cast<HopperTask*>(device::shared_memory<unsigned char>() +
+                                          Tile::kTaskStart + job_parity * kHopperTaskBytes);
+  }
+
+ private:
+  OCNET_DEVICE HopperBuffer at(int start, int barriers) const {
+    const uint32_t full = base + Tile::kBarrierStart + barriers * 16;
+    return {base + start, full, full + 8};
+  }
+};
+
+constexpr int kHopperConsumerWarps = kHopperConsumers * 4;
+
+// By one thread, before the barrier that lets others use them.
+template <typename Tile>
+OCNET_DEVICE void prepare_barriers(const HopperBuffers<Tile>& buffers) {
+  constexpr int kFillers = Tile::kSource == HopperSource::kGroups ? 4 : 1;  // warps, or a thread
+  const auto prepare = [&](const HopperBuffer& buffer, int blocks) {
+    ptx::mbarrier_init(buffer.full, kFillers);
+    ptx::mbarrier_init(buffer.empty, kHopperConsumerWarps * blocks);
+  };
+  prepare(buffers.query(), 1);
+  for (int stage = 0; stage < kHopperStages; ++stage) {
+    prepare(buffers.keys(stage), Tile::kCluster);
+    prepare(buffers.values(stage), Tile::kCluster);
+  }
+  ptx::fence_mbarrier_init();
+}
+
+// Which use of the buffers of a ring a step is.
+struct RingStep {
+  int stage;
+  uint32_t parity;
+
+  OCNET_DEVICE explicit RingStep(int step)
+      : stage(step % kHopperStages), parity(step / kHopperStages % 2) {}
+};
+
+// What all producers do: wait for room, fill it. `Copies` has query, keys and values.
+template <typename Tile, typename Copies>
+OCNET_DEVICE void produce(const HopperFwdParams<typename Tile::scalar_t>& params, int worker,
+                          Copies& copies) {
+  constexpr int kTileRows = Tile::kCluster * kHopperRows;
+  const HopperBuffers<Tile> buffers;
+  HopperWalk walk(params.plan, worker);
+  HopperJob job;
+  int step = 0;
+  uint32_t job_parity = 0;
+  while (walk.next(job)) {
+    const HopperTask task(params.plan, params.work, walk, job, kTileRows, Tile::kCols);
+    copies.begin(task, params.work.families[task.family]);
+    KeyWalk tiles = task.keys;
+    for (int i = 0; i < task.steps; ++i, ++step) {
+      const RingStep ring(step);
+      const HopperBuffer keys = buffers.keys(ring.stage);
+      ptx::mbarrier_wait(keys.empty, ring.parity ^ 1);
+      copies.keys(keys, tiles.tile * Tile::kCols);
+      if (i == 0) {  // keys have a buffer to spare, queries must wait for the end of a job
+        const HopperBuffer query = buffers.query();
+        ptx::mbarrier_wait(query.empty, job_parity ^ 1);
+        if (device::thread_index() == 0) buffers.task(job_parity) = task;
+        copies.query(query, task.row_tile * kTileRows);
+      }
+      const HopperBuffer values = buffers.values(ring.stage);
+      ptx::mbarrier_wait(values.empty, ring.parity ^ 1);
+      copies.values(values, tiles.tile * Tile::kCols);
+      tiles.advance();
+    }
+    job_parity ^= 1;
+  }
+  copies.end();
+}
+
+// Copies by the copy engine, issued by one thread.
+template <typename Tile>
+class EngineCopies {
+ public:
+  OCNET_DEVICE explicit EngineCopies(const HopperMaps& maps)
+      : maps_(maps), rank_(Tile::kCluster > 1 ? device::cluster_rank() : 0) {
+    ptx::tensor_prefetch(maps.query);
+    ptx::tensor_prefetch(maps.key);
+    ptx::tensor_prefetch(maps.value);
+  }
+  OCNET_DEVICE void begin(const HopperTask& task, const Family&) {
+    image_ = static_cast<int>(task.image);
+    first_channel_ = task.slice * Tile::kValues;
+  }
+  OCNET_DEVICE void query(const HopperBuffer& to, int first_token) const {
+    first_token += rank_ * kHopperRows;
+    ptx::mbarrier_arrive_expect(to.full, Tile::kQueryBytes);
+    if constexpr (kByChannels) {
+      OCNET_UNROLL
+      for (int line = 0; line < Tile::kChannels / Tile::kLine; ++line) {
+        ptx::tensor_load(to.data + line * kHopperRows * kLineBytes, maps_.query, to.full,
+                         {line * Tile::kLine, first_token, image_});
+      }
+    } else {
+      OCNET_UNROLL
+      for (int line = 0; line < kHopperRows / Tile::kLine; ++line) {
+        ptx::tensor_load(to.data + line * Tile::kChannels * kLineBytes, maps_.query, to.full,
+                         {first_token + line * Tile::kLine, 0, image_});
+      }
+    }
+  }
+  OCNET_DEVICE void keys(const HopperBuffer& to, int first_token) const {
+    ptx::mbarrier_arrive_expect(to.full, Tile::kKeyBytes);
+    streamed<Tile::kChannels>(to, maps_.key, first_token, 0);
+  }
+  OCNET_DEVICE void values(const HopperBuffer& to, int first_token) const {
+    ptx::mbarrier_arrive_expect(to.full, Tile::kValueBytes);
+    streamed<Tile::kValues>(to, maps_.value, first_token, first_channel_);
+  }
+  OCNET_DEVICE void end() const {}
+
+ private:
+  static constexpr bool kByChannels = Tile::kSource == HopperSource::kTokenMajor;
+
+  // This block's half of a tile, for all blocks of the cluster.
+  template <int kChannels>
+  OCNET_DEVICE void streamed(const HopperBuffer& to, const TensorMap& map, int first_token,
+                             int first_channel) const {
+    constexpr uint16_t kBlocks = (1 << Tile::kCluster) - 1;
+    if constexpr (kByChannels) {
+      constexpr int kOwn = Tile::kCols / Tile::kCluster;
+      OCNET_UNROLL
+      for (int line = 0; line < kChannels / Tile::kLine; ++line) {
+        ptx::tensor_load_multicast(
+            to.data + (line * Tile::kCols + rank_ * kOwn) * kLineBytes, map, to.full,
+            {first_channel + line * Tile::kLine, first_token + rank_ * kOwn, image_}, kBlocks);
+      }
+    } else {
+      constexpr int kOwn = kChannels / Tile::kCluster;
+      OCNET_UNROLL
+      for (int line = 0; line < Tile::kCols / Tile::kLine; ++line) {
+        ptx::tensor_load_multicast(
+            to.data + (line * kChannels + rank_ * kOwn) * kLineBytes, map, to.full,
+            {first_token + line * Tile::kLine, first_channel + rank_ * kOwn, image_}, kBlocks);
+      }
+    }
+  }
+
+  const HopperMaps& maps_;
+  const int rank_;
+  int image_ = 0;
+  int first_channel_ = 0;
+};
+
+// Copies by the threads of the producer's warpgroup, of any tokens whose channels lie side by side:
+// groups of pixels need no gathering. A buffer is handed over one copy later, when its own has
+// come.
+template <typename Tile>
+class ThreadCopies {
+  using scalar_t = typename Tile::scalar_t;
+
+ public:
+  OCNET_DEVICE explicit ThreadCopies(const FwdStage<scalar_t>* stages) : stages_(stages) {}
+
+  OCNET_DEVICE void begin(const HopperTask& task, const Family& family) {
+    task_ = &task;
+    family_ = &family;
+  }
+  OCNET_DEVICE void query(const HopperBuffer& to, int first_token) {
+    copy<kHopperRows, Tile::kChannels>(to, stages_[family_->stage].query, family_->owned,
+                                       first_token, 0);
+  }
+  OCNET_DEVICE void keys(const HopperBuffer& to, int first_token) {
+    copy<Tile::kCols, Tile::kChannels>(to, stages_[family_->stage].key, family_->streamed,
+                                       first_token, 0);
+  }
+  OCNET_DEVICE void values(const HopperBuffer& to, int first_token) {
+    copy<Tile::kCols, Tile::kValues>(to, stages_[family_->stage].value, family_->streamed,
+                                     first_token, task_->slice * Tile::kValues);
+  }
+  OCNET_DEVICE void end() {
+    ptx::copy_async_wait<0>();
+    hand_over();
+  }
+
+ private:
+  static constexpr int kWidth = 16 / static_cast<int>(sizeof(scalar_t));  // elements of a copy
+
+  template <int kTokens, int kChannels>
+  OCNET_DEVICE void copy(const HopperBuffer& to, const TokenMatrix<const scalar_t>& maps,
+                         int tokens, int first_token, int first_channel) {
+    const GroupMatrix<const scalar_t> rows(span_of(maps, *task_, *family_, tokens), family_->steps);
+    constexpr int kPieces = kChannels / kWidth;  // of a row
+    constexpr int kAtOnce = device::kWarpgroupThreads / kPieces;
+    const int thread = device::thread_index();
+    const int piece = thread % kPieces;
+    const int channel = first_channel + piece * kWidth;
+    // Of what is left of a row; a row of no bytes is still read from a legal place.
+    const int left = min_of(max_of(maps.channels - channel, 0), kWidth);
+    const uint32_t line = to.data + piece / 8 * kTokens * kLineBytes + piece % 8 * 16;
+    for (int row = thread / kPieces; row < kTokens; row += kAtOnce) {
+      const int token = first_token + row;
+      const bool valid = token < tokens && left > 0;
+      ptx::copy_async<16>(ptx::swizzle_128(line + row * kLineBytes),
+                          rows.at(valid ? token : 0, valid ? channel : 0),
+                          valid ? left * static_cast<int>(sizeof(scalar_t)) : 0);
+    }
+    ptx::copy_async_commit();
+    ptx::copy_async_wait<1>();
+    hand_over();
+    pending_ = to.full;
+  }
+  OCNET_DEVICE void hand_over() {
+    if (pending_ == 0) return;
+    ptx::fence_proxy_async();
+    device::sync_warp();
+    if (device::lane_index() == 0) ptx::mbarrier_arrive(pending_);
+    pending_ = 0;
+  }
+
+  const FwdStage<scalar_t>* const stages_;
+  const HopperTask* task_ = nullptr;
+  const Family* family_ = nullptr;
+  uint32_t pending_ = 0;  // the mbarrier of the copy before
+};
+
+}  // namespace ocnet

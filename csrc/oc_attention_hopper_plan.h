@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: MIT
+// Which tile a call takes, and how its work is dealt to the workers of a launch. Fixed tables and
+// arithmetic of sizes. Host only.
+#pragma once
+
+#include <cstdint>
+#include <limits>
+
+#include "oc_attention_hopper_tile.h"
+#include "oc_attention_hopper_work.h"
+
+namespace ocnet {
+
+// Room for channels and values, and keys of a step. With O the sums over values, S the scores and P
+// the packed weights, a thread holds values / 2 + keys / 2 + keys / 4 registers of them: 188 at
+// 256 x 80, 200 at 256 x 96. Shared memory holds 128 queries and two tiles of keys and of values.
+struct HopperRow {
+  HopperSource source;
+  int channels, values, cols;
+};
+
+// Rows are tried from the top; the first that is wide enough is taken. More than 256 values are
+// written in slices, each of which computes the scores again.
+// clang-format off
+#define OCNET_HOPPER_ROWS(ROW)            \
+  /* 97 KB, and 129 KB at 128 values */   \
+  ROW(kTokenMajor, 64, 64, 128)           \
+  ROW(kTokenMajor, 128, 128, 128)         \
+  /* 112 keys spill */                    \
+  ROW(kTokenMajor, 128, 256, 96)          \
+  /* 208 KB; keys of 128 would be 224 */  \
+  ROW(kTokenMajor, 256, 128, 96)          \
+  /* 225 KB; 96 keys are too many */      \
+  ROW(kTokenMajor, 256, 256, 80)          \
+  /* a line is 64 tokens */               \
+  ROW(kChannelMajor, 128, 128, 128)       \
+  ROW(kChannelMajor, 256, 256, 64)        \
+  /* fewer registers for consumers */     \
+  ROW(kGroups, 64, 64, 128)               \
+  ROW(kGroups, 128, 128, 128)             \
+  ROW(kGroups, 256, 256, 64)
+// clang-format on
+
+constexpr int kHopperMostChannels = 256;
+constexpr int kHopperMostValues = 512;
+
+// What a part costs, in steps: its sums are written and read again in fp32.
+constexpr int kHopperPartSteps = 4;
+
+// Deals the tiles of a launch, each of `steps` (0: they differ), to at most `most` workers.
+inline HopperPlan deal_tiles(int64_t tiles, int steps, int slices, int most) {
+  HopperPlan plan;
+  plan.tiles = static_cast<int>(tiles);
+  plan.slices = slices;
+  plan.workers = tiles < most ? static_cast<int>(tiles) : most;
+  const int64_t all = tiles * steps;
+  if (steps == 0 || all > std::numeric_limits<int32_t>::max()) return plan;
+  // Whole tiles, unless the last round of them leaves more than a twentieth of the time unused.
+  const int64_t whole = ceil_div(tiles, most) * steps;
+  const int workers = all < most ? static_cast<int>(all) : most;
+  const int64_t cut = ceil_div(all, workers) + kHopperPartSteps;
+  if (20 * whole <= 21 * cut) return plan;
+  plan.workers = workers;
+  plan.steps = steps;
+  plan.range = static_cast<int>(all / workers);
+  plan.longer = static_cast<int>(all % workers);
+  return plan;
+}
+
+// Cuts the families of a launch into tiles of `rows` queries, and deals them.
+inline HopperPlan deal_hopper(WorkTable& work, bool has_groups, int rows, int cols, int slices,
+                              int most_workers) {
+  const int64_t tiles =
+      deal_work(work, [&](Family& family) { return cut_family(family, rows, cols, slices); });
+  const Family& only = work.families[0];
+  HopperPlan plan = deal_tiles(tiles, has_groups ? 0 : only.col_tiles, slices, most_workers);
+  plan.own_keys_first = !has_groups && only.owned == only.streamed;
+  return plan;
+}
+
+}  // namespace ocnet
