@@ -280,6 +280,7 @@ oc_attention_hopper_fwd_kernel(
     ptx::raise_registers<Tile::kConsumerRegisters>();
     HopperConsumer<Tile>(params).run(worker);
   }
+  device::sync_warp();  // the lanes that did not copy are here already
   // Until here a block's shared memory is what the others of its cluster write to.
   if constexpr (Tile::kCluster > 1) meet();
 #endif
