@@ -89,7 +89,7 @@ void bulk_commit();
 void bulk_wait(int groups_in_flight, bool reads_only);
 
 // --- warpgroup products ---
-enum class OperandType { kBFloat16, kFloat16, kTFloat32 };
+enum class OperandType { kBFloat16, kFloat16, kTFloat32, kFloat8 };
 struct Wgmma {
   OperandType type;
   int columns;  // N

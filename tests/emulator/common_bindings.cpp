@@ -39,8 +39,9 @@ void bind_math(py::module_& module, const std::string& suffix) {
 
 template <typename scalar_t>
 void bind_storage(py::module_& module, const std::string& suffix) {
-  module.def(("widen_" + suffix).c_str(),
-             py::vectorize([](uint16_t bits) { return ocnet::to_accumulator(scalar_t{bits}); }));
+  module.def(("widen_" + suffix).c_str(), py::vectorize([](decltype(scalar_t::bits) bits) {
+               return ocnet::to_accumulator(scalar_t{bits});
+             }));
   module.def(("narrow_" + suffix).c_str(), py::vectorize([](float value) {
                return ocnet::from_accumulator<scalar_t>(value).bits;
              }));
@@ -287,3 +288,4 @@ void bind_common(py::module_& module) {
   module.def("tile_sizes_float32", &tile_sizes<float>);
   module.def("tile_sizes_float64", &tile_sizes<double>);
 }
+  bind_storage<ocnet::Float8>(module, "float8");
