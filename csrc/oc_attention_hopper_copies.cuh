@@ -15,17 +15,6 @@
 #include "oc_attention_hopper_work.h"
 
 namespace ocnet {
-namespace ptx {
-#if defined(__CUDACC__)
-OCNET_DEVICE uint32_t opaque(uint32_t x) {
-  asm volatile("" : "+r"(x));
-  return x;
-}
-#else
-OCNET_EMULATED uint32_t opaque(uint32_t x) { return x; }
-#endif
-}  // namespace ptx
-
 struct HopperMaps {
   TensorMap query, key, value;
 };
