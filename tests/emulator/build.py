@@ -31,7 +31,7 @@ OLDEST_COMPILER = 11  # the first that can leave function entries and exits alon
 # Whatever includes what kernels are made of: there, loads and stores become calls of the emulator.
 # The linker keeps one copy of an inline function, so no plain source may hold one of a kernel's.
 # So are the sources of the CUDA library, whose ops then take CPU tensors.
-INSTRUMENTED = ["abn_bindings", "common_bindings", "probes"]
+INSTRUMENTED = ["abn_bindings", "common_bindings", "hopper_bindings", "probes"]
 OPS = sorted((ROOT / "csrc").glob("*.cu"))
 # Linked first, so that the emulator gets copies of the standard library's that do not call it back.
 PLAIN = [
