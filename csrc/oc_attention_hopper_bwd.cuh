@@ -1,0 +1,402 @@
+// SPDX-License-Identifier: MIT
+// Backward kernel of pixel-wise attention with shared keys for Hopper (wgmma and the copy engine,
+// sm_90a). No torch headers.
+//
+// With P = exp(scale * X_I X_J^T - lse_I) of rows I that a block owns and rows J streamed past it,
+// and P' the same with lse_J (derivation: docs/ops/oc_attention.md):
+//   G = P (dO_I V_J^T - delta_I) + P' (V_I dO_J^T - delta_J)
+//   dX_I = scale * sum over J of G X_J      dV_I = sum over J of P' dO_J
+// Five products for both gradients; nothing is added to by two blocks.
+#pragma once
+
+#include "common/launch.cuh"
+#include "common/mma_store.cuh"
+#include "common/ptx/address.cuh"
+#include "common/ptx/arithmetic.cuh"
+#include "common/ptx/dependent_launch.cuh"
+#include "common/ptx/registers.cuh"
+#include "common/ptx/wgmma.cuh"
+#include "oc_attention_bwd_weights.cuh"
+#include "oc_attention_hopper_bwd_combine.cuh"
+#include "oc_attention_hopper_bwd_copies.cuh"
+#include "oc_attention_hopper_fwd.cuh"
+
+namespace ocnet {
+
+// Scores as registers of an operand: words of 16 columns a step, pairs of columns in each.
+template <typename scalar_t, int kColumns>
+OCNET_DEVICE void pack_weights(uint32_t (&weights)[kColumns / 2][4],
+                               const float (&scores)[kColumns][4]) {
+  OCNET_UNROLL
+  for (int i = 0; i < kColumns / 2; ++i) {
+    OCNET_UNROLL
+    for (int word = 0; word < 4; ++word) {
+      const float (&four)[4] = scores[2 * i + word / 2];
+      weights[i][word] = ptx::pack_pair(four[word % 2 * 2], four[word % 2 * 2 + 1], scalar_t{});
+    }
+  }
+}
+
+// The products of a warpgroup, of 64 rows and a tile of streamed rows. Tiles have channels side by
+// side; a tile of tokens is read along its channels by one product, along its tokens by another.
+template <typename Tile>
+struct HopperBwdProducts {
+  using scalar_t = typename Tile::scalar_t;
+  static constexpr int kDepth = 16;
+  static constexpr int kPerLine = Tile::kLine / kDepth;
+  static constexpr uint32_t kAtom = 8 * kLineBytes;
+  static constexpr ptx::Contiguous kChannels = ptx::Contiguous::kChannels;
+
+  OCNET_DEVICE static uint64_t rows_at(uint32_t tile, int product) {
+    const uint32_t line = product / kPerLine * Tile::kRows * kLineBytes;
+    return ptx::tile_descriptor(tile + line + product % kPerLine * (kDepth * sizeof(scalar_t)), 0,
+                                kAtom);
+  }
+  // d = a b^T over kCount channels. Commits.
+  template <int kCount>
+  OCNET_DEVICE static void scores(float (&d)[Tile::kCols / 8][4], uint32_t a, uint32_t b) {
+    OCNET_UNROLL
+    for (int i = 0; i < kCount / kDepth; ++i) {
+      ptx::wgmma<scalar_t, Tile::kCols, kChannels, kChannels>(flat(d), rows_at(a, i), rows_at(b, i),
+                                                              i > 0);
+    }
+    ptx::wgmma_commit();
+  }
+  // sums += weights tile. Commits.
+  template <int kColumns>
+  OCNET_DEVICE static void accumulate(float (&sums)[kColumns / 8][4],
+                                      const uint32_t (&weights)[Tile::kCols / kDepth][4],
+                                      uint32_t tile) {
+    OCNET_UNROLL
+    for (int i = 0; i < Tile::kCols / kDepth; ++i) {
+      const uint64_t rows =
+          ptx::tile_descriptor(tile + i * kDepth * kLineBytes, Tile::kCols * kLineBytes, kAtom);
+      ptx::wgmma<scalar_t, kColumns, ptx::Contiguous::kTokens>(flat(sums), weights[i], rows, true);
+    }
+    ptx::wgmma_commit();
+  }
+};
+
+// What both consumers have: they walk over the same jobs and steps.
+template <typename Tile>
+struct HopperBwdConsumer {
+  using scalar_t = typename Tile::scalar_t;
+  using Products = HopperBwdProducts<Tile>;
+  using Params = HopperBwdParams<scalar_t>;
+  static constexpr int kCols = Tile::kCols;
+  static constexpr int kTileRows = Tile::kCluster * Tile::kRows;
+
+  const Params& params;
+  const HopperBwdBuffers<Tile> buffers;
+  const int thread;     // of the warpgroup
+  uint32_t parity = 0;  // of the step
+  uint32_t job_parity = 0;
+
+  OCNET_DEVICE explicit HopperBwdConsumer(const Params& all)
+      : params(all), thread(device::thread_index() % device::kWarpgroupThreads) {}
+
+  OCNET_DEVICE void wait(const HopperBuffer& buffer) const {
+    ptx::mbarrier_wait(buffer.full, parity);
+  }
+  // Calls body(columns of the tile that are tokens) for each step of a job.
+  OCNET_DEVICE const HopperTask& begin() const {
+    ptx::mbarrier_wait(buffers.own().full, job_parity);
+    return buffers.task(job_parity);
+  }
+  OCNET_DEVICE int valid(const KeyWalk& tiles, const HopperTask& task) const {
+    const int tokens = params.work.families[task.family].streamed;
+    return tiles.is_last() ? tokens - (tiles.tiles - 1) * kCols : kCols;
+  }
+  // The scores of the tile as the consumers hand them over: each thread finds what it wrote.
+  OCNET_DEVICE bwd::Quad& handed(int n) const {
+    auto* const quads = reinterpret_cast<bwd::Quad*>(buffers.bytes() + Tile::kScores);
+    return quads[n * device::kWarpgroupThreads + thread];
+  }
+  OCNET_DEVICE static int column(int n) { return n * 8 + device::lane_index() % 4 * 2; }
+
+  // Writes the sums of a gradient, or a part of them.
+  template <int kColumns>
+  OCNET_DEVICE void store(const TokenMatrix<scalar_t>& to, float (&sums)[kColumns][4], float factor,
+                          int part_channel) const {
+    const HopperTask& task = buffers.task(job_parity);
+    const int row = device::cluster_rank() * Tile::kRows + thread / device::kWarpThreads * kMmaRows;
+    if (task.part >= 0) {
+      const auto part =
+          hopper_bwd_part(params.parts, kTileRows, Tile::kChannels + Tile::kValues, task.part);
+      store_rows(sums, part, row, part_channel);
+      return;
+    }
+    if (to.data == nullptr) return;
+    OCNET_UNROLL
+    for (int n = 0; n < kColumns; ++n) {
+      OCNET_UNROLL
+      for (int i = 0; i < 4; ++i) sums[n][i] *= factor;
+    }
+    const Family& family = params.work.families[task.family];
+    const GroupMatrix<scalar_t> rows(span_of(to, task, family, family.owned), family.steps);
+    store_rows(sums, rows, task.row_tile * kTileRows + row, 0);
+  }
+};
+
+// Named barriers of the 256 consumer threads: the scores of a step have been handed over, and have
+// been taken.
+constexpr int kScoresHanded = 1;
+constexpr int kScoresTaken = 2;
+constexpr int kHopperConsumerThreads = kHopperConsumers * device::kWarpgroupThreads;
+
+// Makes the scores, hands them over, and sums the gradient of the values.
+template <typename Tile>
+class HopperBwdValues : HopperBwdConsumer<Tile> {
+  using Base = HopperBwdConsumer<Tile>;
+  using scalar_t = typename Tile::scalar_t;
+  using Products = HopperBwdProducts<Tile>;
+  using Shift = bwd::WeightShift<scalar_t>;
+  static constexpr int kCols = Tile::kCols;
+
+ public:
+  using Base::Base;
+
+  OCNET_DEVICE void run(int worker) {
+    HopperWalk walk(this->params.plan, worker);
+    HopperJob job;
+    while (walk.next(job)) {
+      float sums[Tile::kValues / 8][4];
+      sum_up(sums);
+      this->store(this->params.grad_value, sums, Shift::kInverse, Tile::kChannels);
+      this->job_parity ^= 1;
+    }
+  }
+
+ private:
+  OCNET_DEVICE void sum_up(float (&sums)[Tile::kValues / 8][4]) {
+    const HopperBuffer own = this->buffers.own();
+    const HopperBuffer tokens = this->buffers.tokens();
+    const HopperBuffer grads = this->buffers.grads();
+    float scores[kCols / 8][4];
+    uint32_t weights[kCols / 16][4];
+    clear_sums(sums);
+    const HopperTask& task = this->begin();
+    KeyWalk tiles = task.keys;
+    int left = task.steps;
+
+    this->wait(tokens);
+    ptx::hold_registers(flat(scores));
+    ptx::wgmma_fence();
+    Products::template scores<Tile::kChannels>(scores, own.data, tokens.data);
+    ptx::wgmma_wait<0>();
+    ptx::hold_registers(flat(scores));
+    weigh(weights, scores, this->valid(tiles, task));
+    release<Tile::kCluster>(tokens);
+    while (--left > 0) {
+      const uint32_t rows = ptx::opaque(own.data);
+      tiles.advance();
+      this->wait(grads);
+      this->parity ^= 1;
+      ptx::hold_registers(flat(scores));
+      ptx::hold_registers(flat(sums));
+      ptx::wgmma_fence();
+      Products::template accumulate<Tile::kValues>(sums, weights, grads.data);
+      this->wait(tokens);
+      Products::template scores<Tile::kChannels>(scores, rows, tokens.data);
+      ptx::wgmma_wait<1>();
+      release<Tile::kCluster>(grads);
+      ptx::wgmma_wait<0>();
+      ptx::hold_registers(flat(sums));
+      ptx::hold_registers(flat(scores));
+      weigh(weights, scores, this->valid(tiles, task));
+      release<Tile::kCluster>(tokens);
+    }
+    release<1>(own);
+    this->wait(grads);
+    this->parity ^= 1;
+    ptx::hold_registers(flat(sums));
+    ptx::wgmma_fence();
+    Products::template accumulate<Tile::kValues>(sums, weights, grads.data);
+    ptx::wgmma_wait<0>();
+    ptx::hold_registers(flat(sums));
+    release<Tile::kCluster>(grads);
+  }
+
+  // Hands the scores over, and makes P' of them.
+  OCNET_DEVICE void weigh(uint32_t (&weights)[kCols / 16][4], float (&scores)[kCols / 8][4],
+                          int valid) {
+    if (has_handed_) device::named_barrier_sync(kScoresTaken, kHopperConsumerThreads);
+    has_handed_ = true;
+    OCNET_UNROLL
+    for (int n = 0; n < kCols / 8; ++n) {
+      this->handed(n) = {{scores[n][0], scores[n][1], scores[n][2], scores[n][3]}};
+    }
+    device::named_barrier_arrive(kScoresHanded, kHopperConsumerThreads);
+    const RowNumbers* const numbers = this->buffers.numbers();
+    OCNET_UNROLL
+    for (int n = 0; n < kCols / 8; ++n) {
+      OCNET_UNROLL
+      for (int i = 0; i < 2; ++i) {
+        const float lse = numbers[this->column(n) + i].lse - Shift::kBits;
+        OCNET_UNROLL
+        for (int r = 0; r < 2; ++r) {
+          float& score = scores[n][2 * r + i];
+          score = ptx::exp2_approx(std::fma(score, this->params.scale_log2, -lse));
+          if (valid < kCols && this->column(n) + i >= valid) score = 0;
+        }
+      }
+    }
+    pack_weights<scalar_t>(weights, scores);
+  }
+
+  bool has_handed_ = false;
+};
+
+// Makes the gradients of the scores, and sums that of the tokens.
+template <typename Tile>
+class HopperBwdTokens : HopperBwdConsumer<Tile> {
+  using Base = HopperBwdConsumer<Tile>;
+  using scalar_t = typename Tile::scalar_t;
+  using Products = HopperBwdProducts<Tile>;
+  static constexpr int kCols = Tile::kCols;
+
+ public:
+  using Base::Base;
+
+  OCNET_DEVICE void run(int worker) {
+    HopperWalk walk(this->params.plan, worker);
+    HopperJob job;
+    while (walk.next(job)) {
+      float sums[Tile::kChannels / 8][4];
+      sum_up(sums);
+      this->store(this->params.grad_tokens, sums, this->params.scale, 0);
+      this->job_parity ^= 1;
+    }
+  }
+
+ private:
+  OCNET_DEVICE void sum_up(float (&sums)[Tile::kChannels / 8][4]) {
+    const HopperBuffer tokens = this->buffers.tokens();
+    const HopperBuffer values = this->buffers.values();
+    const HopperBuffer grads = this->buffers.grads();
+    float as_query[kCols / 8][4];  // dO_I V_J^T
+    float as_key[kCols / 8][4];    // V_I dO_J^T
+    uint32_t weights[kCols / 16][4];
+    clear_sums(sums);
+    const HopperTask& task = this->begin();
+    KeyWalk tiles = task.keys;
+    int left = task.steps;
+    load_own_numbers();
+
+    this->wait(values);
+    this->wait(grads);
+    ptx::hold_registers(flat(as_query));
+    ptx::hold_registers(flat(as_key));
+    ptx::wgmma_fence();
+    Products::template scores<Tile::kValues>(as_query, this->buffers.own_grads(), values.data);
+    Products::template scores<Tile::kValues>(as_key, this->buffers.own_values(), grads.data);
+    ptx::wgmma_wait<0>();
+    ptx::hold_registers(flat(as_query));
+    ptx::hold_registers(flat(as_key));
+    release<Tile::kCluster>(values);
+    release<Tile::kCluster>(grads);
+    this->wait(tokens);  // their numbers
+    weigh(weights, as_query, as_key, this->valid(tiles, task));
+    while (--left > 0) {
+      const uint32_t own_grads = ptx::opaque(this->buffers.own_grads());
+      const uint32_t own_values = ptx::opaque(this->buffers.own_values());
+      tiles.advance();
+      ptx::hold_registers(flat(sums));
+      ptx::hold_registers(flat(as_query));
+      ptx::hold_registers(flat(as_key));
+      ptx::wgmma_fence();
+      Products::template accumulate<Tile::kChannels>(sums, weights, tokens.data);
+      this->parity ^= 1;
+      this->wait(values);
+      Products::template scores<Tile::kValues>(as_query, own_grads, values.data);
+      ptx::wgmma_wait<1>();
+      release<Tile::kCluster>(tokens);
+      this->wait(grads);
+      Products::template scores<Tile::kValues>(as_key, own_values, grads.data);
+      ptx::wgmma_wait<0>();
+      ptx::hold_registers(flat(sums));
+      ptx::hold_registers(flat(as_query));
+      ptx::hold_registers(flat(as_key));
+      release<Tile::kCluster>(values);
+      release<Tile::kCluster>(grads);
+      this->wait(tokens);
+      weigh(weights, as_query, as_key, this->valid(tiles, task));
+    }
+    release<1>(this->buffers.own());
+    ptx::hold_registers(flat(sums));
+    ptx::wgmma_fence();
+    Products::template accumulate<Tile::kChannels>(sums, weights, tokens.data);
+    ptx::wgmma_wait<0>();
+    ptx::hold_registers(flat(sums));
+    release<Tile::kCluster>(tokens);
+    this->parity ^= 1;
+  }
+
+  OCNET_DEVICE void load_own_numbers() {
+    const RowNumbers* const numbers = this->buffers.own_numbers();
+    const int row = this->thread / device::kWarpThreads * kMmaRows + device::lane_index() / 4;
+    OCNET_UNROLL
+    for (int r = 0; r < 2; ++r) own_[r] = numbers[row + 8 * r];
+  }
+
+  // G of both products, and of the scores that the other consumer hands over.
+  OCNET_DEVICE void weigh(uint32_t (&weights)[kCols / 16][4], float (&as_query)[kCols / 8][4],
+                          const float (&as_key)[kCols / 8][4], int valid) {
+    const RowNumbers* const numbers = this->buffers.numbers();
+    device::named_barrier_sync(kScoresHanded, kHopperConsumerThreads);
+    OCNET_UNROLL
+    for (int n = 0; n < kCols / 8; ++n) {
+      const bwd::Quad scores = this->handed(n);
+      OCNET_UNROLL
+      for (int i = 0; i < 4; ++i) {
+        const int column = this->column(n) + i % 2;
+        const RowNumbers other = numbers[column];
+        const RowNumbers& own = own_[i / 2];
+        const auto weight = [&](float lse) {
+          return ptx::exp2_approx(std::fma(scores.at[i], this->params.scale_log2, -lse));
+        };
+        const float gradient = std::fma(weight(own.lse), as_query[n][i] - own.delta,
+                                        weight(other.lse) * (as_key[n][i] - other.delta));
+        as_query[n][i] = valid < kCols && column >= valid ? 0.0f : gradient;
+      }
+    }
+    device::named_barrier_arrive(kScoresTaken, kHopperConsumerThreads);
+    pack_weights<scalar_t>(weights, as_query);
+  }
+
+  RowNumbers own_[2];
+};
+
+// grad_tokens and grad_value of shared keys. A producer warpgroup brings tiles, of which each
+// consumer warpgroup makes one of the gradients of the block's 64 rows:
+//   values  P' dO_J (of the step before)    X_I X_J^T
+//   tokens  G X_J (of the step before)      dO_I V_J^T      V_I dO_J^T
+// Grid: plan.workers clusters of blocks, which walk over their work (oc_attention_hopper_work.h).
+template <typename Tile>
+OCNET_KERNEL(kHopperThreads, 1)
+oc_attention_hopper_bwd_kernel(
+    OCNET_GRID_CONSTANT HopperBwdParams<typename Tile::scalar_t> params) {
+#if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  const int worker = static_cast<int>(device::block_index() / Tile::kCluster);
+  const int warpgroup = device::shuffle(device::warp_index() / 4, 0);
+  if (device::thread_index() == 0) prepare_barriers(HopperBwdBuffers<Tile>());
+  device::cluster_barrier();
+  ptx::wait_for_earlier_launches();
+  ptx::allow_next_launch();
+  if (warpgroup == 0) {
+    ptx::lower_registers<Tile::kProducerRegisters>();
+    if (device::thread_index() == 0) HopperBwdProducer<Tile>(params).run(worker);
+  } else if (warpgroup == 1) {
+    ptx::raise_registers<Tile::kConsumerRegisters>();
+    HopperBwdValues<Tile>(params).run(worker);
+  } else {
+    ptx::raise_registers<Tile::kConsumerRegisters>();
+    HopperBwdTokens<Tile>(params).run(worker);
+  }
+  device::sync_warp();  // the lanes that did not copy are here already
+  // Until here a block's shared memory is what the others of its cluster write to.
+  device::cluster_barrier();
+#endif
+}
+
+}  // namespace ocnet
