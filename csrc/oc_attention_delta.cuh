@@ -10,6 +10,7 @@
 #include "common/launch.cuh"
 #include "common/math.h"
 #include "common/ptx/arithmetic.cuh"
+#include "common/ptx/dependent_launch.cuh"
 #include "common/tokens.h"
 
 namespace ocnet {
@@ -80,6 +81,7 @@ oc_attention_bwd_delta_kernel(OCNET_GRID_CONSTANT DeltaParams<scalar_t> params) 
   using acc_t = accumulator_t<scalar_t>;
   constexpr int kTokens = kDeltaTokens;
   constexpr int kParts = 8;
+  ptx::allow_next_launch();
   acc_t* const partial = device::shared_memory<acc_t>();  // (kParts, kTokens)
 
   const WorkPlace place = locate_work(params.work, device::block_index());

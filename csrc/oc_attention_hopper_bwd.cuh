@@ -47,18 +47,19 @@ struct HopperBwdProducts {
   static constexpr uint32_t kAtom = 8 * kLineBytes;
   static constexpr ptx::Contiguous kChannels = ptx::Contiguous::kChannels;
 
-  OCNET_DEVICE static uint64_t rows_at(uint32_t tile, int product) {
-    const uint32_t line = product / kPerLine * Tile::kRows * kLineBytes;
+  // Of 16 channels of a tile of so many tokens.
+  OCNET_DEVICE static uint64_t rows_at(uint32_t tile, int tokens, int product) {
+    const uint32_t line = product / kPerLine * tokens * kLineBytes;
     return ptx::tile_descriptor(tile + line + product % kPerLine * (kDepth * sizeof(scalar_t)), 0,
                                 kAtom);
   }
-  // d = a b^T over kCount channels. Commits.
-  template <int kCount>
+  // d = a b^T over kCount channels, of 64 rows of a tile of kTokens. Commits.
+  template <int kCount, int kTokens = kHopperBwdRows>
   OCNET_DEVICE static void scores(float (&d)[Tile::kCols / 8][4], uint32_t a, uint32_t b) {
     OCNET_UNROLL
     for (int i = 0; i < kCount / kDepth; ++i) {
-      ptx::wgmma<scalar_t, Tile::kCols, kChannels, kChannels>(flat(d), rows_at(a, i), rows_at(b, i),
-                                                              i > 0);
+      ptx::wgmma<scalar_t, Tile::kCols, kChannels, kChannels>(flat(d), rows_at(a, kTokens, i),
+                                                              rows_at(b, Tile::kCols, i), i > 0);
     }
     ptx::wgmma_commit();
   }
@@ -77,6 +78,39 @@ struct HopperBwdProducts {
   }
 };
 
+// Writes a warp's sums of a gradient, from `row` of the cluster's tile on, or to the part of them
+// that the task says.
+template <typename scalar_t, int kColumns>
+OCNET_DEVICE void store_gradient(const TokenMatrix<scalar_t>& to, const Family& family,
+                                 const HopperTask& task, int tile_rows,
+                                 const TokenMatrix<float>& part, float (&sums)[kColumns][4],
+                                 float factor, int row, int part_channel) {
+  if (task.part >= 0) {
+    store_rows(sums, part, row, part_channel);
+    return;
+  }
+  if (to.data == nullptr) return;
+  OCNET_UNROLL
+  for (int n = 0; n < kColumns; ++n) {
+    OCNET_UNROLL
+    for (int i = 0; i < 4; ++i) sums[n][i] *= factor;
+  }
+  const GroupMatrix<scalar_t> rows(span_of(to, task, family, family.owned), family.steps);
+  store_rows(sums, rows, task.row_tile * tile_rows + row, 0);
+}
+
+// Columns from `valid` on are no tokens.
+template <int kColumns>
+OCNET_DEVICE void clear_columns(float (&scores)[kColumns][4], int valid) {
+  OCNET_UNROLL
+  for (int n = 0; n < kColumns; ++n) {
+    OCNET_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      if (n * 8 + device::lane_index() % 4 * 2 + i % 2 >= valid) scores[n][i] = 0;
+    }
+  }
+}
+
 // What both consumers have: they walk over the same jobs and steps.
 template <typename Tile>
 struct HopperBwdConsumer {
@@ -88,21 +122,23 @@ struct HopperBwdConsumer {
 
   const Params& params;
   const HopperBwdBuffers<Tile> buffers;
-  const int thread;     // of the warpgroup
-  uint32_t parity = 0;  // of the step
+  const int thread;  // of the warpgroup
+  int step = 0;
   uint32_t job_parity = 0;
 
   OCNET_DEVICE explicit HopperBwdConsumer(const Params& all)
       : params(all), thread(device::thread_index() % device::kWarpgroupThreads) {}
 
-  OCNET_DEVICE void wait(const HopperBuffer& buffer) const {
-    ptx::mbarrier_wait(buffer.full, parity);
+  // Until a buffer holds what belongs to a step.
+  OCNET_DEVICE void wait(const HopperBuffer& buffer, int of_step) const {
+    ptx::mbarrier_wait(buffer.full, buffers.parity(of_step));
   }
-  // Calls body(columns of the tile that are tokens) for each step of a job.
+  // The job that begins, once the block's own rows are here.
   OCNET_DEVICE const HopperTask& begin() const {
     ptx::mbarrier_wait(buffers.own().full, job_parity);
     return buffers.task(job_parity);
   }
+  // How many columns of a tile are tokens.
   OCNET_DEVICE int valid(const KeyWalk& tiles, const HopperTask& task) const {
     const int tokens = params.work.families[task.family].streamed;
     return tiles.is_last() ? tokens - (tiles.tiles - 1) * kCols : kCols;
@@ -114,27 +150,15 @@ struct HopperBwdConsumer {
   }
   OCNET_DEVICE static int column(int n) { return n * 8 + device::lane_index() % 4 * 2; }
 
-  // Writes the sums of a gradient, or a part of them.
   template <int kColumns>
   OCNET_DEVICE void store(const TokenMatrix<scalar_t>& to, float (&sums)[kColumns][4], float factor,
                           int part_channel) const {
     const HopperTask& task = buffers.task(job_parity);
     const int row = device::cluster_rank() * Tile::kRows + thread / device::kWarpThreads * kMmaRows;
-    if (task.part >= 0) {
-      const auto part =
-          hopper_bwd_part(params.parts, kTileRows, Tile::kChannels + Tile::kValues, task.part);
-      store_rows(sums, part, row, part_channel);
-      return;
-    }
-    if (to.data == nullptr) return;
-    OCNET_UNROLL
-    for (int n = 0; n < kColumns; ++n) {
-      OCNET_UNROLL
-      for (int i = 0; i < 4; ++i) sums[n][i] *= factor;
-    }
-    const Family& family = params.work.families[task.family];
-    const GroupMatrix<scalar_t> rows(span_of(to, task, family, family.owned), family.steps);
-    store_rows(sums, rows, task.row_tile * kTileRows + row, 0);
+    store_gradient(
+        to, params.work.families[task.family], task, kTileRows,
+        hopper_bwd_part(params.parts, kTileRows, Tile::kChannels + Tile::kValues, task.part), sums,
+        factor, row, part_channel);
   }
 };
 
@@ -165,38 +189,40 @@ class HopperBwdValues : HopperBwdConsumer<Tile> {
       this->store(this->params.grad_value, sums, Shift::kInverse, Tile::kChannels);
       this->job_parity ^= 1;
     }
+    // No barrier is left half full.
+    if (has_handed_) device::named_barrier_sync(kScoresTaken, kHopperConsumerThreads);
   }
 
  private:
   OCNET_DEVICE void sum_up(float (&sums)[Tile::kValues / 8][4]) {
     const HopperBuffer own = this->buffers.own();
-    const HopperBuffer tokens = this->buffers.tokens();
-    const HopperBuffer grads = this->buffers.grads();
     float scores[kCols / 8][4];
     uint32_t weights[kCols / 16][4];
     clear_sums(sums);
     const HopperTask& task = this->begin();
     KeyWalk tiles = task.keys;
-    int left = task.steps;
+    const int end = this->step + task.steps;
 
-    this->wait(tokens);
+    const HopperBuffer first = this->buffers.tokens(this->step);
+    this->wait(first, this->step);
     ptx::hold_registers(flat(scores));
     ptx::wgmma_fence();
-    Products::template scores<Tile::kChannels>(scores, own.data, tokens.data);
+    Products::template scores<Tile::kChannels>(scores, own.data, first.data);
     ptx::wgmma_wait<0>();
     ptx::hold_registers(flat(scores));
     weigh(weights, scores, this->valid(tiles, task));
-    release<Tile::kCluster>(tokens);
-    while (--left > 0) {
+    release<Tile::kCluster>(first);
+    while (++this->step < end) {
       const uint32_t rows = ptx::opaque(own.data);
       tiles.advance();
-      this->wait(grads);
-      this->parity ^= 1;
+      const HopperBuffer grads = this->buffers.grads(this->step - 1);
+      const HopperBuffer tokens = this->buffers.tokens(this->step);
+      this->wait(grads, this->step - 1);
       ptx::hold_registers(flat(scores));
       ptx::hold_registers(flat(sums));
       ptx::wgmma_fence();
       Products::template accumulate<Tile::kValues>(sums, weights, grads.data);
-      this->wait(tokens);
+      this->wait(tokens, this->step);
       Products::template scores<Tile::kChannels>(scores, rows, tokens.data);
       ptx::wgmma_wait<1>();
       release<Tile::kCluster>(grads);
@@ -207,8 +233,8 @@ class HopperBwdValues : HopperBwdConsumer<Tile> {
       release<Tile::kCluster>(tokens);
     }
     release<1>(own);
-    this->wait(grads);
-    this->parity ^= 1;
+    const HopperBuffer grads = this->buffers.grads(end - 1);
+    this->wait(grads, end - 1);
     ptx::hold_registers(flat(sums));
     ptx::wgmma_fence();
     Products::template accumulate<Tile::kValues>(sums, weights, grads.data);
@@ -227,7 +253,7 @@ class HopperBwdValues : HopperBwdConsumer<Tile> {
       this->handed(n) = {{scores[n][0], scores[n][1], scores[n][2], scores[n][3]}};
     }
     device::named_barrier_arrive(kScoresHanded, kHopperConsumerThreads);
-    const RowNumbers* const numbers = this->buffers.numbers();
+    const RowNumbers* const numbers = this->buffers.numbers(this->step);
     OCNET_UNROLL
     for (int n = 0; n < kCols / 8; ++n) {
       OCNET_UNROLL
@@ -237,10 +263,10 @@ class HopperBwdValues : HopperBwdConsumer<Tile> {
         for (int r = 0; r < 2; ++r) {
           float& score = scores[n][2 * r + i];
           score = ptx::exp2_approx(std::fma(score, this->params.scale_log2, -lse));
-          if (valid < kCols && this->column(n) + i >= valid) score = 0;
         }
       }
     }
+    if (valid < kCols) clear_columns(scores, valid);
     pack_weights<scalar_t>(weights, scores);
   }
 
@@ -271,55 +297,60 @@ class HopperBwdTokens : HopperBwdConsumer<Tile> {
 
  private:
   OCNET_DEVICE void sum_up(float (&sums)[Tile::kChannels / 8][4]) {
-    const HopperBuffer tokens = this->buffers.tokens();
     const HopperBuffer values = this->buffers.values();
-    const HopperBuffer grads = this->buffers.grads();
     float as_query[kCols / 8][4];  // dO_I V_J^T
     float as_key[kCols / 8][4];    // V_I dO_J^T
     uint32_t weights[kCols / 16][4];
     clear_sums(sums);
     const HopperTask& task = this->begin();
     KeyWalk tiles = task.keys;
-    int left = task.steps;
-    load_own_numbers();
+    const int end = this->step + task.steps;
+    if constexpr (Tile::kAsQuery) load_own_numbers();
 
-    this->wait(values);
-    this->wait(grads);
-    ptx::hold_registers(flat(as_query));
-    ptx::hold_registers(flat(as_key));
+    HopperBuffer tokens = this->buffers.tokens(this->step);
+    const HopperBuffer first_grads = this->buffers.grads(this->step);
+    if constexpr (Tile::kAsQuery) this->wait(values, this->step);
+    this->wait(first_grads, this->step);
+    hold(as_query, as_key);
     ptx::wgmma_fence();
-    Products::template scores<Tile::kValues>(as_query, this->buffers.own_grads(), values.data);
-    Products::template scores<Tile::kValues>(as_key, this->buffers.own_values(), grads.data);
+    if constexpr (Tile::kAsQuery) {
+      Products::template scores<Tile::kValues>(as_query, this->buffers.own_grads(), values.data);
+    }
+    Products::template scores<Tile::kValues>(as_key, this->buffers.own_values(), first_grads.data);
     ptx::wgmma_wait<0>();
-    ptx::hold_registers(flat(as_query));
-    ptx::hold_registers(flat(as_key));
-    release<Tile::kCluster>(values);
-    release<Tile::kCluster>(grads);
-    this->wait(tokens);  // their numbers
+    hold(as_query, as_key);
+    if constexpr (Tile::kAsQuery) release<Tile::kCluster>(values);
+    release<Tile::kCluster>(first_grads);
+    this->wait(tokens, this->step);  // their numbers
     weigh(weights, as_query, as_key, this->valid(tiles, task));
-    while (--left > 0) {
-      const uint32_t own_grads = ptx::opaque(this->buffers.own_grads());
+    while (++this->step < end) {
       const uint32_t own_values = ptx::opaque(this->buffers.own_values());
       tiles.advance();
       ptx::hold_registers(flat(sums));
-      ptx::hold_registers(flat(as_query));
-      ptx::hold_registers(flat(as_key));
+      hold(as_query, as_key);
       ptx::wgmma_fence();
       Products::template accumulate<Tile::kChannels>(sums, weights, tokens.data);
-      this->parity ^= 1;
-      this->wait(values);
-      Products::template scores<Tile::kValues>(as_query, own_grads, values.data);
-      ptx::wgmma_wait<1>();
-      release<Tile::kCluster>(tokens);
-      this->wait(grads);
+      if constexpr (Tile::kAsQuery) {
+        this->wait(values, this->step);
+        const uint32_t own_grads = own_values + (Tile::kOwnGrads - Tile::kOwnValues);
+        Products::template scores<Tile::kValues>(as_query, own_grads, values.data);
+        ptx::wgmma_wait<1>();
+        release<Tile::kCluster>(tokens);
+      }
+      const HopperBuffer grads = this->buffers.grads(this->step);
+      this->wait(grads, this->step);
       Products::template scores<Tile::kValues>(as_key, own_values, grads.data);
       ptx::wgmma_wait<0>();
       ptx::hold_registers(flat(sums));
-      ptx::hold_registers(flat(as_query));
-      ptx::hold_registers(flat(as_key));
-      release<Tile::kCluster>(values);
+      hold(as_query, as_key);
+      if constexpr (Tile::kAsQuery) {
+        release<Tile::kCluster>(values);
+      } else {
+        release<Tile::kCluster>(tokens);
+      }
       release<Tile::kCluster>(grads);
-      this->wait(tokens);
+      tokens = this->buffers.tokens(this->step);
+      this->wait(tokens, this->step);
       weigh(weights, as_query, as_key, this->valid(tiles, task));
     }
     release<1>(this->buffers.own());
@@ -329,7 +360,10 @@ class HopperBwdTokens : HopperBwdConsumer<Tile> {
     ptx::wgmma_wait<0>();
     ptx::hold_registers(flat(sums));
     release<Tile::kCluster>(tokens);
-    this->parity ^= 1;
+  }
+  OCNET_DEVICE static void hold(float (&as_query)[kCols / 8][4], float (&as_key)[kCols / 8][4]) {
+    if constexpr (Tile::kAsQuery) ptx::hold_registers(flat(as_query));
+    ptx::hold_registers(flat(as_key));
   }
 
   OCNET_DEVICE void load_own_numbers() {
@@ -339,10 +373,10 @@ class HopperBwdTokens : HopperBwdConsumer<Tile> {
     for (int r = 0; r < 2; ++r) own_[r] = numbers[row + 8 * r];
   }
 
-  // G of both products, and of the scores that the other consumer hands over.
-  OCNET_DEVICE void weigh(uint32_t (&weights)[kCols / 16][4], float (&as_query)[kCols / 8][4],
-                          const float (&as_key)[kCols / 8][4], int valid) {
-    const RowNumbers* const numbers = this->buffers.numbers();
+  // G of both products, or of one, and of the scores that the other consumer hands over.
+  OCNET_DEVICE void weigh(uint32_t (&weights)[kCols / 16][4], const float (&as_query)[kCols / 8][4],
+                          float (&as_key)[kCols / 8][4], int valid) {
+    const RowNumbers* const numbers = this->buffers.numbers(this->step);
     device::named_barrier_sync(kScoresHanded, kHopperConsumerThreads);
     OCNET_UNROLL
     for (int n = 0; n < kCols / 8; ++n) {
@@ -350,18 +384,18 @@ class HopperBwdTokens : HopperBwdConsumer<Tile> {
       OCNET_UNROLL
       for (int i = 0; i < 4; ++i) {
         const int column = this->column(n) + i % 2;
-        const RowNumbers other = numbers[column];
-        const RowNumbers& own = own_[i / 2];
-        const auto weight = [&](float lse) {
-          return ptx::exp2_approx(std::fma(scores.at[i], this->params.scale_log2, -lse));
+        const auto gradient = [&](const RowNumbers& of, float product) {
+          const float power = std::fma(scores.at[i], this->params.scale_log2, -of.lse);
+          return ptx::exp2_approx(power) * (product - of.delta);
         };
-        const float gradient = std::fma(weight(own.lse), as_query[n][i] - own.delta,
-                                        weight(other.lse) * (as_key[n][i] - other.delta));
-        as_query[n][i] = valid < kCols && column >= valid ? 0.0f : gradient;
+        float sum = gradient(numbers[column], as_key[n][i]);
+        if constexpr (Tile::kAsQuery) sum += gradient(own_[i / 2], as_query[n][i]);
+        as_key[n][i] = sum;
       }
     }
     device::named_barrier_arrive(kScoresTaken, kHopperConsumerThreads);
-    pack_weights<scalar_t>(weights, as_query);
+    if (valid < kCols) clear_columns(as_key, valid);
+    pack_weights<scalar_t>(weights, as_key);
   }
 
   RowNumbers own_[2];

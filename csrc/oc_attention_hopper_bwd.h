@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // Host entry point of attention's backward pass on Hopper's own instructions; in the CUDA library
-// only. Arguments as in oc_attention.h, but 16-bit dtypes and shared keys only, and:
-//   query, value and grad_out have channel stride 1 and rows aligned to 16 bytes
+// only. Arguments as in oc_attention.h, but 16-bit dtypes only, and:
+//   query, key, value and grad_out have channel stride 1 and rows aligned to 16 bytes
 //   at most 256 channels of queries and of values
 //   the device has compute capability 9.0
 #pragma once
@@ -13,10 +13,11 @@
 namespace ocnet {
 
 void oc_attention_hopper_bwd(torch::stable::Tensor grad_out, torch::stable::Tensor query,
-                             torch::stable::Tensor value, torch::stable::Tensor out,
-                             torch::stable::Tensor lse,
+                             std::optional<torch::stable::Tensor> key, torch::stable::Tensor value,
+                             torch::stable::Tensor out, torch::stable::Tensor lse,
                              std::optional<torch::stable::Tensor> residual, double scale,
-                             torch::stable::Tensor grad_query,
+                             std::optional<torch::stable::Tensor> grad_query,
+                             std::optional<torch::stable::Tensor> grad_key,
                              std::optional<torch::stable::Tensor> grad_value);
 
 }  // namespace ocnet

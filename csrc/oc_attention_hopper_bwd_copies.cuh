@@ -41,13 +41,26 @@ struct HopperBwdBuffers {
   OCNET_DEVICE HopperBwdBuffers()
       : base(ptx::shared_address(device::shared_memory<unsigned char>())) {}
   OCNET_DEVICE HopperBuffer own() const { return at(Tile::kOwnTokens, 0); }
-  OCNET_DEVICE HopperBuffer tokens() const { return at(Tile::kTokens, 1); }
-  OCNET_DEVICE HopperBuffer values() const { return at(Tile::kValuesAt, 2); }
-  OCNET_DEVICE HopperBuffer grads() const { return at(Tile::kGrads, 3); }
+  OCNET_DEVICE HopperBuffer values() const { return at(Tile::kValuesAt, 1); }
+  // Of a step, which are used in turn.
+  OCNET_DEVICE HopperBuffer tokens(int step) const {
+    const int stage = step % Tile::kStages;
+    return at(Tile::kTokens + stage * Tile::kTokenBytes, 2 + 2 * stage);
+  }
+  OCNET_DEVICE HopperBuffer grads(int step) const {
+    const int stage = step % Tile::kStages;
+    return at(Tile::kGrads + stage * Tile::kValueBytes, 3 + 2 * stage);
+  }
+  OCNET_DEVICE static uint32_t parity(int step) { return step / Tile::kStages % 2; }
   OCNET_DEVICE uint32_t own_values() const { return base + Tile::kOwnValues; }
   OCNET_DEVICE uint32_t own_grads() const { return base + Tile::kOwnGrads; }
   OCNET_DEVICE static const RowNumbers* own_numbers() { return numbers_at(Tile::kOwnNumbers); }
-  OCNET_DEVICE static const RowNumbers* numbers() { return numbers_at(Tile::kNumbers); }
+  OCNET_DEVICE static const RowNumbers* numbers(int step) {
+    return numbers_at(numbers_start(step));
+  }
+  OCNET_DEVICE static int numbers_start(int step) {
+    return Tile::kNumbers + step % Tile::kStages * Tile::kNumberBytes;
+  }
   // As HopperBuffers::task; full and empty as the block's own rows are.
   OCNET_DEVICE static HopperTask& task(uint32_t job_parity) {
     return *reinterpret_cast<HopperTask*>(bytes() + Tile::kTaskStart +
@@ -74,10 +87,25 @@ OCNET_DEVICE void prepare_barriers(const HopperBwdBuffers<Tile>& buffers) {
     ptx::mbarrier_init(buffer.empty, readers);
   };
   prepare(buffers.own(), 2 * kWarps);
-  prepare(buffers.tokens(), 2 * kWarps * Tile::kCluster);
   prepare(buffers.values(), kWarps * Tile::kCluster);
-  prepare(buffers.grads(), 2 * kWarps * Tile::kCluster);
+  for (int stage = 0; stage < Tile::kStages; ++stage) {
+    prepare(buffers.tokens(stage), 2 * kWarps * Tile::kCluster);
+    prepare(buffers.grads(stage), 2 * kWarps * Tile::kCluster);
+  }
   ptx::fence_mbarrier_init();
+}
+
+// This block's half of a streamed tile, for all blocks of the cluster.
+template <typename Tile, int kChannels>
+OCNET_DEVICE void load_half(const HopperBuffer& to, const TensorMap& map, int token, int image,
+                            int rank) {
+  constexpr int kOwn = Tile::kCols / Tile::kCluster;
+  OCNET_UNROLL
+  for (int line = 0; line < kChannels / Tile::kLine; ++line) {
+    ptx::tensor_load_multicast(to.data + (line * Tile::kCols + rank * kOwn) * kLineBytes, map,
+                               to.full, {line * Tile::kLine, token + rank * kOwn, image},
+                               (1 << Tile::kCluster) - 1);
+  }
 }
 
 // The producer: one thread.
@@ -91,23 +119,28 @@ class HopperBwdProducer {
     constexpr int kTileRows = Tile::kCluster * Tile::kRows;
     HopperWalk walk(params_.plan, worker);
     HopperJob job;
-    uint32_t parity = 0;
+    int step = 0;
     uint32_t job_parity = 0;
     while (walk.next(job)) {
       const HopperTask task(params_.plan, params_.work, walk, job, kTileRows, Tile::kCols);
       image_ = static_cast<int>(task.image);
       KeyWalk tiles = task.keys;
-      for (int i = 0; i < task.steps; ++i, parity ^= 1) {
+      for (int i = 0; i < task.steps; ++i, ++step) {
         const int token = tiles.tile * Tile::kCols;
-        fill(buffers_.values(), parity, Tile::kValueBytes);
-        streamed<Tile::kValues>(buffers_.values(), params_.maps.values, token);
+        const uint32_t parity = buffers_.parity(step);
+        if constexpr (Tile::kAsQuery) {
+          fill(buffers_.values(), parity, Tile::kValueBytes);
+          streamed<Tile::kValues>(buffers_.values(), params_.maps.values, token);
+        }
         if (i == 0) own(task, job_parity);
         // A tile's numbers go with its tokens.
-        fill(buffers_.tokens(), parity, Tile::kTokenBytes + Tile::kNumberBytes);
-        streamed<Tile::kChannels>(buffers_.tokens(), params_.maps.tokens, token);
-        numbers(Tile::kNumbers, tiles.tile, buffers_.tokens().full);
-        fill(buffers_.grads(), parity, Tile::kValueBytes);
-        streamed<Tile::kValues>(buffers_.grads(), params_.maps.grads, token);
+        const HopperBuffer tokens = buffers_.tokens(step);
+        fill(tokens, parity, Tile::kTokenBytes + Tile::kNumberBytes);
+        streamed<Tile::kChannels>(tokens, params_.maps.tokens, token);
+        numbers(buffers_.numbers_start(step), tiles.tile, tokens.full);
+        const HopperBuffer grads = buffers_.grads(step);
+        fill(grads, parity, Tile::kValueBytes);
+        streamed<Tile::kValues>(grads, params_.maps.grads, token);
         tiles.advance();
       }
       job_parity ^= 1;
@@ -125,13 +158,14 @@ class HopperBwdProducer {
     ptx::mbarrier_wait(to.empty, job_parity ^ 1);
     buffers_.task(job_parity) = task;
     ptx::mbarrier_arrive_expect(to.full,
-                                Tile::kTokenBytes + 2 * Tile::kValueBytes + Tile::kNumberBytes);
+                                Tile::kOwnBytes + (Tile::kAsQuery ? Tile::kNumberBytes : 0));
     const int tile = task.row_tile * Tile::kCluster + rank_;
-    whole<Tile::kChannels>(buffers_.base + Tile::kOwnTokens, params_.maps.own_tokens, to.full,
-                           tile);
+    whole<Tile::kChannels>(to.data, params_.maps.own_tokens, to.full, tile);
     whole<Tile::kValues>(buffers_.own_values(), params_.maps.own_values, to.full, tile);
-    whole<Tile::kValues>(buffers_.own_grads(), params_.maps.own_grads, to.full, tile);
-    numbers(Tile::kOwnNumbers, tile, to.full);
+    if constexpr (Tile::kAsQuery) {
+      whole<Tile::kValues>(buffers_.own_grads(), params_.maps.own_grads, to.full, tile);
+      numbers(Tile::kOwnNumbers, tile, to.full);
+    }
   }
   template <int kChannels>
   OCNET_DEVICE void whole(uint32_t to, const TensorMap& map, uint32_t full, int tile) const {
@@ -141,16 +175,9 @@ class HopperBwdProducer {
                        {line * Tile::kLine, tile * Tile::kRows, image_});
     }
   }
-  // This block's half of a tile, for all blocks of the cluster.
   template <int kChannels>
   OCNET_DEVICE void streamed(const HopperBuffer& to, const TensorMap& map, int token) const {
-    constexpr int kOwn = Tile::kCols / Tile::kCluster;
-    OCNET_UNROLL
-    for (int line = 0; line < kChannels / Tile::kLine; ++line) {
-      ptx::tensor_load_multicast(to.data + (line * Tile::kCols + rank_ * kOwn) * kLineBytes, map,
-                                 to.full, {line * Tile::kLine, token + rank_ * kOwn, image_},
-                                 (1 << Tile::kCluster) - 1);
-    }
+    load_half<Tile, kChannels>(to, map, token, image_, rank_);
   }
   OCNET_DEVICE void numbers(int start, int tile, uint32_t full) const {
     ptx::tensor_load(buffers_.base + start, params_.maps.numbers, full, {0, tile, image_});

@@ -14,12 +14,17 @@ namespace ocnet {
 constexpr int kHopperBwdRows = 64;
 constexpr int kHopperBwdCols = 64;
 
+// What the rows of a block are: with shared keys queries and keys at once.
+enum class HopperRole { kBoth, kKeys };
+
 // Channels and values are those that tiles have room for, zero past the last one.
-template <typename scalar_t_, int kChannels_, int kValues_>
+template <typename scalar_t_, int kChannels_, int kValues_, HopperRole kRole_>
 struct HopperBwdTile {
   using scalar_t = scalar_t_;
   static constexpr int kChannels = kChannels_;
   static constexpr int kValues = kValues_;
+  static constexpr HopperRole kRole = kRole_;
+  static constexpr bool kAsQuery = kRole == HopperRole::kBoth;
   static constexpr int kRows = kHopperBwdRows;
   static constexpr int kCols = kHopperBwdCols;
   static constexpr int kCluster = 2;  // blocks that read the same streamed rows, a half each
@@ -36,16 +41,19 @@ struct HopperBwdTile {
   static constexpr int kOwnTokens = 0;
   static constexpr int kOwnValues = kOwnTokens + kTokenBytes;
   static constexpr int kOwnGrads = kOwnValues + kValueBytes;
-  // Of the rows that stream past. One buffer of each: every product frees one well before its next
-  // tile is needed.
-  static constexpr int kTokens = kOwnGrads + kValueBytes;
-  static constexpr int kValuesAt = kTokens + kTokenBytes;
-  static constexpr int kGrads = kValuesAt + kValueBytes;
-  static constexpr int kScores = kGrads + kValueBytes;  // from one consumer to the other
+  static constexpr int kOwnBytes = kTokenBytes + (kAsQuery ? 2 : 1) * kValueBytes;
+  // Of the rows that stream past. One buffer of each is enough for both roles, whose products free
+  // one well before its next tile is needed; keys need fewer tiles, and have room for two.
+  static constexpr int kStages = kAsQuery ? 1 : 2;
+  static constexpr int kTokens = kOwnBytes;
+  static constexpr int kGrads = kTokens + kStages * kTokenBytes;
+  static constexpr int kValuesAt = kGrads + kStages * kValueBytes;
+  static constexpr int kScores =
+      kValuesAt + (kAsQuery ? kValueBytes : 0);  // from one consumer to the other
   static constexpr int kOwnNumbers = kScores + kScoreBytes;
   static constexpr int kNumbers = kOwnNumbers + kNumberBytes;
-  static constexpr int kBarrierStart = kNumbers + kNumberBytes;
-  static constexpr int kTaskStart = kBarrierStart + 4 * 16;
+  static constexpr int kBarrierStart = kNumbers + kStages * kNumberBytes;
+  static constexpr int kTaskStart = kBarrierStart + (2 + 2 * kStages) * 16;
   static constexpr int kSharedBytes = kTaskStart + 2 * kHopperTaskBytes;
 
   static_assert(kRows == kCols, "owned and streamed tiles have one size");

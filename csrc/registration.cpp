@@ -35,7 +35,7 @@ STABLE_TORCH_LIBRARY(OCNET_NAMESPACE, m) {
   m.def("oc_attention_bwd(Tensor grad_out, Tensor query, Tensor? key, Tensor value, Tensor out, Tensor lse, Tensor? residual, float scale, bool tf32, Tensor(a!)? grad_query, Tensor(b!)? grad_key, Tensor(c!)? grad_value) -> ()");
 #if defined(OCNET_HAS_HOPPER)
   m.def("oc_attention_hopper_fwd(Tensor query, Tensor? key, Tensor value, float scale, Tensor(a!) out, Tensor(b!) lse, Tensor(c!)? residual) -> ()");
-  m.def("oc_attention_hopper_bwd(Tensor grad_out, Tensor query, Tensor value, Tensor out, Tensor lse, Tensor? residual, float scale, Tensor(a!) grad_query, Tensor(b!)? grad_value) -> ()");
+  m.def("oc_attention_hopper_bwd(Tensor grad_out, Tensor query, Tensor? key, Tensor value, Tensor out, Tensor lse, Tensor? residual, float scale, Tensor(a!)? grad_query, Tensor(b!)? grad_key, Tensor(c!)? grad_value) -> ()");
   m.def("partitioned_attention_hopper_fwd(Tensor[] query, Tensor[] key, Tensor[] value, int[] partition, float scale, Tensor(a!)[] out, Tensor(b!)[] lse, Tensor(c!)[] residual) -> ()");
 #endif
   m.def("partitioned_attention_fwd(Tensor[] query, Tensor[] key, Tensor[] value, int[] partition, float scale, bool tf32, Tensor(a!)[] out, Tensor(b!)[] lse, Tensor(c!)[] residual) -> ()");
