@@ -23,6 +23,33 @@
 
 namespace ocnet {
 
+// The tokens of a task that its block owns.
+template <typename T>
+OCNET_DEVICE GroupMatrix<T> group_rows(const TokenMatrix<T>& maps, const HopperTask& task,
+                                       const Family& family) {
+  return {span_of(maps, task, family, family.owned), family.steps};
+}
+// Adds what is in 16 rows to a warp's sums.
+template <int kColumns>
+OCNET_DEVICE void add_rows(float (&sums)[kColumns][4], const GroupMatrix<float>& from,
+                           int first_row) {
+  const int lane = device::lane_index();
+  OCNET_UNROLL
+  for (int half = 0; half < 2; ++half) {
+    const int row = first_row + lane / 4 + half * 8;
+    if (row >= from.tokens) continue;
+    const float* const numbers = from.at(row, 0);
+    OCNET_UNROLL
+    for (int n = 0; n < kColumns; ++n) {
+      OCNET_UNROLL
+      for (int i = 0; i < 2; ++i) {
+        const int channel = n * 8 + lane % 4 * 2 + i;
+        if (channel < from.channels) sums[n][2 * half + i] += numbers[channel];
+      }
+    }
+  }
+}
+
 // Scores as registers of an operand: words of 16 columns a step, pairs of columns in each.
 template <typename scalar_t, int kColumns>
 OCNET_DEVICE void pack_weights(uint32_t (&weights)[kColumns / 2][4],
@@ -81,22 +108,27 @@ struct HopperBwdProducts {
 // Writes a warp's sums of a gradient, from `row` of the cluster's tile on, or to the part of them
 // that the task says.
 template <typename scalar_t, int kColumns>
-OCNET_DEVICE void store_gradient(const TokenMatrix<scalar_t>& to, const Family& family,
+OCNET_DEVICE void store_gradient(const HopperGradient<scalar_t>& gradient, const Family& family,
                                  const HopperTask& task, int tile_rows,
                                  const TokenMatrix<float>& part, float (&sums)[kColumns][4],
-                                 float factor, int row, int part_channel) {
+                                 int row, int part_channel) {
   if (task.part >= 0) {
     store_rows(sums, part, row, part_channel);
     return;
   }
-  if (to.data == nullptr) return;
-  OCNET_UNROLL
-  for (int n = 0; n < kColumns; ++n) {
+  const int first_row = task.row_tile * tile_rows + row;
+  const auto rows_of = [&](const auto& maps) { return group_rows(maps, task, family); };
+  if (gradient.earlier.data != nullptr) add_rows(sums, rows_of(gradient.earlier), first_row);
+  if (gradient.sums.data != nullptr) {
+    store_rows(sums, rows_of(gradient.sums), first_row, 0);
+  } else if (gradient.to.data != nullptr) {
     OCNET_UNROLL
-    for (int i = 0; i < 4; ++i) sums[n][i] *= factor;
+    for (int n = 0; n < kColumns; ++n) {
+      OCNET_UNROLL
+      for (int i = 0; i < 4; ++i) sums[n][i] *= gradient.factor;
+    }
+    store_rows(sums, rows_of(gradient.to), first_row, 0);
   }
-  const GroupMatrix<scalar_t> rows(span_of(to, task, family, family.owned), family.steps);
-  store_rows(sums, rows, task.row_tile * tile_rows + row, 0);
 }
 
 // Columns from `valid` on are no tokens.
@@ -116,7 +148,7 @@ template <typename Tile>
 struct HopperBwdConsumer {
   using scalar_t = typename Tile::scalar_t;
   using Products = HopperBwdProducts<Tile>;
-  using Params = HopperBwdParams<scalar_t>;
+  using Params = HopperBwdParams<Tile>;
   static constexpr int kCols = Tile::kCols;
   static constexpr int kTileRows = Tile::kCluster * Tile::kRows;
 
@@ -150,15 +182,19 @@ struct HopperBwdConsumer {
   }
   OCNET_DEVICE static int column(int n) { return n * 8 + device::lane_index() % 4 * 2; }
 
+  // A gradient of the task's stage.
   template <int kColumns>
-  OCNET_DEVICE void store(const TokenMatrix<scalar_t>& to, float (&sums)[kColumns][4], float factor,
-                          int part_channel) const {
+  OCNET_DEVICE void store(HopperGradient<scalar_t> HopperBwdStage<scalar_t>::* gradient,
+                          float (&sums)[kColumns][4], int part_channel) const {
     const HopperTask& task = buffers.task(job_parity);
-    const int row = device::cluster_rank() * Tile::kRows + thread / device::kWarpThreads * kMmaRows;
+    const Family& family = params.work.families[task.family];
+    const int rank = Tile::kCluster > 1 ? device::cluster_rank() : 0;
+    const int row = rank * Tile::kRows + thread / device::kWarpThreads * kMmaRows;
+    const int stage = HopperBwdParams<Tile>::kByThreads ? family.stage : 0;
     store_gradient(
-        to, params.work.families[task.family], task, kTileRows,
+        params.stages[stage].*gradient, family, task, kTileRows,
         hopper_bwd_part(params.parts, kTileRows, Tile::kChannels + Tile::kValues, task.part), sums,
-        factor, row, part_channel);
+        row, part_channel);
   }
 };
 
@@ -186,7 +222,7 @@ class HopperBwdValues : HopperBwdConsumer<Tile> {
     while (walk.next(job)) {
       float sums[Tile::kValues / 8][4];
       sum_up(sums);
-      this->store(this->params.grad_value, sums, Shift::kInverse, Tile::kChannels);
+      this->store(&HopperBwdStage<scalar_t>::grad_value, sums, Tile::kChannels);
       this->job_parity ^= 1;
     }
     // No barrier is left half full.
@@ -290,7 +326,7 @@ class HopperBwdTokens : HopperBwdConsumer<Tile> {
     while (walk.next(job)) {
       float sums[Tile::kChannels / 8][4];
       sum_up(sums);
-      this->store(this->params.grad_tokens, sums, this->params.scale, 0);
+      this->store(&HopperBwdStage<scalar_t>::grad_tokens, sums, 0);
       this->job_parity ^= 1;
     }
   }
@@ -408,18 +444,30 @@ class HopperBwdTokens : HopperBwdConsumer<Tile> {
 // Grid: plan.workers clusters of blocks, which walk over their work (oc_attention_hopper_work.h).
 template <typename Tile>
 OCNET_KERNEL(kHopperThreads, 1)
-oc_attention_hopper_bwd_kernel(
-    OCNET_GRID_CONSTANT HopperBwdParams<typename Tile::scalar_t> params) {
+oc_attention_hopper_bwd_kernel(OCNET_GRID_CONSTANT HopperBwdParams<Tile> params) {
 #if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
   const int worker = static_cast<int>(device::block_index() / Tile::kCluster);
   const int warpgroup = device::shuffle(device::warp_index() / 4, 0);
   if (device::thread_index() == 0) prepare_barriers(HopperBwdBuffers<Tile>());
-  device::cluster_barrier();
+  const auto meet = [] {
+    if constexpr (Tile::kCluster > 1) {
+      device::cluster_barrier();
+    } else {
+      device::barrier();
+    }
+  };
+  meet();
   ptx::wait_for_earlier_launches();
   ptx::allow_next_launch();
   if (warpgroup == 0) {
     ptx::lower_registers<Tile::kProducerRegisters>();
-    if (device::thread_index() == 0) HopperBwdProducer<Tile>(params).run(worker);
+    if constexpr (HopperBwdParams<Tile>::kByThreads) {
+      ThreadBwdCopies<Tile> copies(params.stages);
+      produce_bwd(params, worker, copies);
+    } else if (device::thread_index() == 0) {
+      EngineBwdCopies<Tile> copies(params.maps);
+      produce_bwd(params, worker, copies);
+    }
   } else if (warpgroup == 1) {
     ptx::raise_registers<Tile::kConsumerRegisters>();
     HopperBwdValues<Tile>(params).run(worker);
@@ -429,7 +477,7 @@ oc_attention_hopper_bwd_kernel(
   }
   device::sync_warp();  // the lanes that did not copy are here already
   // Until here a block's shared memory is what the others of its cluster write to.
-  device::cluster_barrier();
+  if constexpr (Tile::kCluster > 1) meet();
 #endif
 }
 

@@ -6,6 +6,7 @@
 #include "common/launch.cuh"
 #include "common/math.h"
 #include "common/ptx/dependent_launch.cuh"
+#include "oc_attention_hopper_bwd_copies.cuh"
 #include "oc_attention_hopper_tile.h"
 #include "oc_attention_hopper_work.h"
 
@@ -25,14 +26,34 @@ inline int64_t hopper_bwd_part_words(const HopperPlan& plan, int tile_rows, int 
 
 template <typename scalar_t>
 struct HopperBwdCombineParams {
-  TokenMatrix<scalar_t> to[2];  // gradients; data is null where one is not wanted
-  float factors[2];
+  HopperGradient<scalar_t> gradients[2];
   int first_channels[2];  // in a part
   HopperPlan plan;
   WorkTable work;
   float* parts;
   int tile_rows, channels;
 };
+
+// One row of a gradient from `count` parts, by a warp, lanes over channels. `part_row(i)` is where
+// part i begins.
+template <typename scalar_t, typename PartRow>
+OCNET_DEVICE void combine_gradient_row(const HopperGradient<scalar_t>& gradient, int64_t image,
+                                       int token, int count, const PartRow& part_row) {
+  const auto to = gradient.to.image(image);
+  if (gradient.to.data == nullptr || token >= to.tokens) return;
+  for (int channel = device::lane_index(); channel < to.channels; channel += device::kWarpThreads) {
+    float sum = 0;
+    for (int i = 0; i < count; ++i) sum += part_row(i)[channel];
+    if (gradient.earlier.data != nullptr) {
+      sum += *gradient.earlier.image(image).at(token, channel);
+    }
+    if (gradient.sums.data != nullptr) {
+      *gradient.sums.image(image).at(token, channel) = sum;
+    } else {
+      *to.at(token, channel) = from_accumulator<scalar_t>(sum * gradient.factor);
+    }
+  }
+}
 
 constexpr int kBwdCombineThreads = 256;
 constexpr int kBwdCombineRows = kBwdCombineThreads / device::kWarpThreads;  // a warp for each
@@ -54,16 +75,10 @@ oc_attention_hopper_bwd_combine_kernel(
   const auto parts = hopper_bwd_part(params.parts, params.tile_rows, params.channels, 0);
   OCNET_UNROLL
   for (int which = 0; which < 2; ++which) {
-    const TokenMatrix<scalar_t> to = params.to[which].image(place.image);
-    if (params.to[which].data == nullptr || token >= to.tokens) continue;
-    for (int channel = device::lane_index(); channel < to.channels;
-         channel += device::kWarpThreads) {
-      float sum = 0;
-      for (int i = 0; i < tile.workers; ++i) {
-        sum += *parts.image(tile.part(i)).at(row, params.first_channels[which] + channel);
-      }
-      *to.at(token, channel) = from_accumulator<scalar_t>(sum * params.factors[which]);
-    }
+    const HopperGradient<scalar_t>& gradient = params.gradients[which];
+    combine_gradient_row(gradient, place.image, token, tile.workers, [&](int i) {
+      return parts.image(tile.part(i)).at(row, params.first_channels[which]);
+    });
   }
 }
 

@@ -3,6 +3,8 @@
 // fills them.
 #pragma once
 
+#include <type_traits>
+
 #include "common/cluster.cuh"
 #include "common/groups.h"
 #include "common/ptx/descriptor.h"
@@ -22,15 +24,40 @@ struct HopperBwdMaps {
   TensorMap tokens, values, grads;
   TensorMap numbers;
 };
+struct NoMaps {};
+
+// Where the sums of a gradient go: `to` is factor * them. With more value channels than a launch
+// has room for, several launches add up the gradients of queries and keys, in fp32 until the last.
+template <typename scalar_t>
+struct HopperGradient {
+  TokenMatrix<scalar_t> to;          // (N, tokens, channels); data is null where it is not wanted
+  TokenMatrix<float> earlier, sums;  // of earlier launches; where they go for a later one
+  float factor;
+};
+
+// What threads copy where there are groups; query and key, value and grad_out of whole maps.
+template <typename scalar_t>
+struct HopperBwdOperands {
+  TokenMatrix<const scalar_t> own_tokens, own_values, own_grads;
+  TokenMatrix<const scalar_t> tokens, values, grads;
+  const RowNumbers* numbers;  // (N, pitch) of queries, in the order of the map
+  int pitch;
+};
 
 template <typename scalar_t>
+struct HopperBwdStage {
+  HopperGradient<scalar_t> grad_tokens, grad_value;
+  HopperBwdOperands<scalar_t> operands;
+};
+
+template <typename Tile>
 struct HopperBwdParams {
-  TokenMatrix<scalar_t> grad_tokens;  // (N, L, E); data is null where it is not wanted
-  TokenMatrix<scalar_t> grad_value;   // (N, L, Ev)
-  HopperBwdMaps maps;
-  float scale, scale_log2;
+  static constexpr bool kByThreads = Tile::kSource == HopperSource::kGroups;
+  HopperBwdStage<typename Tile::scalar_t> stages[kByThreads ? kStageSlots : 1];
+  std::conditional_t<kByThreads, NoMaps, HopperBwdMaps> maps;
+  float scale_log2;
   HopperPlan plan;
-  float* parts;  // see HopperBwdPart
+  float* parts;  // see hopper_bwd_part
   WorkTable work;
 };
 
@@ -81,9 +108,10 @@ struct HopperBwdBuffers {
 // By one thread, before the barrier that lets others use them.
 template <typename Tile>
 OCNET_DEVICE void prepare_barriers(const HopperBwdBuffers<Tile>& buffers) {
-  constexpr int kWarps = 4;  // of a consumer
+  constexpr int kWarps = 4;                                                 // of a consumer
+  constexpr int kFillers = Tile::kSource == HopperSource::kGroups ? 4 : 1;  // warps, or a thread
   const auto prepare = [&](const HopperBuffer& buffer, int readers) {
-    ptx::mbarrier_init(buffer.full, 1);
+    ptx::mbarrier_init(buffer.full, kFillers);
     ptx::mbarrier_init(buffer.empty, readers);
   };
   prepare(buffers.own(), 2 * kWarps);
@@ -108,65 +136,82 @@ OCNET_DEVICE void load_half(const HopperBuffer& to, const TensorMap& map, int to
   }
 }
 
-// The producer: one thread.
-template <typename Tile>
-class HopperBwdProducer {
- public:
-  OCNET_DEVICE explicit HopperBwdProducer(const HopperBwdParams<typename Tile::scalar_t>& params)
-      : params_(params), rank_(device::cluster_rank()) {}
-
-  OCNET_DEVICE void run(int worker) {
-    constexpr int kTileRows = Tile::kCluster * Tile::kRows;
-    HopperWalk walk(params_.plan, worker);
-    HopperJob job;
-    int step = 0;
-    uint32_t job_parity = 0;
-    while (walk.next(job)) {
-      const HopperTask task(params_.plan, params_.work, walk, job, kTileRows, Tile::kCols);
-      image_ = static_cast<int>(task.image);
-      KeyWalk tiles = task.keys;
-      for (int i = 0; i < task.steps; ++i, ++step) {
-        const int token = tiles.tile * Tile::kCols;
-        const uint32_t parity = buffers_.parity(step);
-        if constexpr (Tile::kAsQuery) {
-          fill(buffers_.values(), parity, Tile::kValueBytes);
-          streamed<Tile::kValues>(buffers_.values(), params_.maps.values, token);
-        }
-        if (i == 0) own(task, job_parity);
-        // A tile's numbers go with its tokens.
-        const HopperBuffer tokens = buffers_.tokens(step);
-        fill(tokens, parity, Tile::kTokenBytes + Tile::kNumberBytes);
-        streamed<Tile::kChannels>(tokens, params_.maps.tokens, token);
-        numbers(buffers_.numbers_start(step), tiles.tile, tokens.full);
-        const HopperBuffer grads = buffers_.grads(step);
-        fill(grads, parity, Tile::kValueBytes);
-        streamed<Tile::kValues>(grads, params_.maps.grads, token);
-        tiles.advance();
+// What all producers do: wait for room, fill it.
+template <typename Tile, typename Copies>
+OCNET_DEVICE void produce_bwd(const HopperBwdParams<Tile>& params, int worker, Copies& copies) {
+  constexpr int kTileRows = Tile::kCluster * Tile::kRows;
+  const HopperBwdBuffers<Tile> buffers;
+  const auto room = [&](const HopperBuffer& buffer, uint32_t parity) {
+    copies.hand_over();  // consumers may need it to make room
+    ptx::mbarrier_wait(buffer.empty, parity ^ 1);
+  };
+  HopperWalk walk(params.plan, worker);
+  HopperJob job;
+  int step = 0;
+  uint32_t job_parity = 0;
+  while (walk.next(job)) {
+    const HopperTask task(params.plan, params.work, walk, job, kTileRows, Tile::kCols);
+    copies.begin(task, params.work.families[task.family]);
+    KeyWalk tiles = task.keys;
+    for (int i = 0; i < task.steps; ++i, ++step) {
+      const uint32_t parity = buffers.parity(step);
+      if constexpr (Tile::kAsQuery) {
+        room(buffers.values(), parity);
+        copies.values(buffers.values(), tiles.tile);
       }
-      job_parity ^= 1;
+      if (i == 0) {
+        room(buffers.own(), job_parity);
+        if (device::thread_index() == 0) buffers.task(job_parity) = task;
+        copies.own(buffers, task.row_tile * Tile::kCluster);
+      }
+      room(buffers.tokens(step), parity);
+      copies.tokens(buffers.tokens(step), buffers.numbers_start(step), tiles.tile);
+      room(buffers.grads(step), parity);
+      copies.grads(buffers.grads(step), tiles.tile);
+      tiles.advance();
+    }
+    job_parity ^= 1;
+  }
+  copies.hand_over();
+}
+
+// Copies by the copy engine, issued by one thread.
+template <typename Tile>
+class EngineBwdCopies {
+ public:
+  OCNET_DEVICE explicit EngineBwdCopies(const HopperBwdMaps& maps)
+      : maps_(maps), rank_(device::cluster_rank()) {}
+  OCNET_DEVICE void begin(const HopperTask& task, const Family&) {
+    image_ = static_cast<int>(task.image);
+  }
+  OCNET_DEVICE void own(const HopperBwdBuffers<Tile>& buffers, int first_tile) const {
+    const uint32_t full = buffers.own().full;
+    const int tile = first_tile + rank_;
+    ptx::mbarrier_arrive_expect(full, Tile::kOwnBytes + (Tile::kAsQuery ? Tile::kNumberBytes : 0));
+    whole<Tile::kChannels>(buffers.own().data, maps_.own_tokens, full, tile);
+    whole<Tile::kValues>(buffers.own_values(), maps_.own_values, full, tile);
+    if constexpr (Tile::kAsQuery) {
+      whole<Tile::kValues>(buffers.own_grads(), maps_.own_grads, full, tile);
+      numbers(buffers.base + Tile::kOwnNumbers, full, tile);
     }
   }
+  OCNET_DEVICE void values(const HopperBuffer& to, int tile) const {
+    ptx::mbarrier_arrive_expect(to.full, Tile::kValueBytes);
+    load_half<Tile, Tile::kValues>(to, maps_.values, tile * Tile::kCols, image_, rank_);
+  }
+  // A tile's numbers go with its tokens.
+  OCNET_DEVICE void tokens(const HopperBuffer& to, int numbers_start, int tile) const {
+    ptx::mbarrier_arrive_expect(to.full, Tile::kTokenBytes + Tile::kNumberBytes);
+    load_half<Tile, Tile::kChannels>(to, maps_.tokens, tile * Tile::kCols, image_, rank_);
+    numbers(HopperBwdBuffers<Tile>().base + numbers_start, to.full, tile);
+  }
+  OCNET_DEVICE void grads(const HopperBuffer& to, int tile) const {
+    ptx::mbarrier_arrive_expect(to.full, Tile::kValueBytes);
+    load_half<Tile, Tile::kValues>(to, maps_.grads, tile * Tile::kCols, image_, rank_);
+  }
+  OCNET_DEVICE void hand_over() const {}
 
  private:
-  // Waits until a buffer may be filled, and says by how much it will be.
-  OCNET_DEVICE static void fill(const HopperBuffer& buffer, uint32_t parity, int bytes) {
-    ptx::mbarrier_wait(buffer.empty, parity ^ 1);
-    ptx::mbarrier_arrive_expect(buffer.full, bytes);
-  }
-  OCNET_DEVICE void own(const HopperTask& task, uint32_t job_parity) const {
-    const HopperBuffer to = buffers_.own();
-    ptx::mbarrier_wait(to.empty, job_parity ^ 1);
-    buffers_.task(job_parity) = task;
-    ptx::mbarrier_arrive_expect(to.full,
-                                Tile::kOwnBytes + (Tile::kAsQuery ? Tile::kNumberBytes : 0));
-    const int tile = task.row_tile * Tile::kCluster + rank_;
-    whole<Tile::kChannels>(to.data, params_.maps.own_tokens, to.full, tile);
-    whole<Tile::kValues>(buffers_.own_values(), params_.maps.own_values, to.full, tile);
-    if constexpr (Tile::kAsQuery) {
-      whole<Tile::kValues>(buffers_.own_grads(), params_.maps.own_grads, to.full, tile);
-      numbers(Tile::kOwnNumbers, tile, to.full);
-    }
-  }
   template <int kChannels>
   OCNET_DEVICE void whole(uint32_t to, const TensorMap& map, uint32_t full, int tile) const {
     OCNET_UNROLL
@@ -175,18 +220,113 @@ class HopperBwdProducer {
                        {line * Tile::kLine, tile * Tile::kRows, image_});
     }
   }
-  template <int kChannels>
-  OCNET_DEVICE void streamed(const HopperBuffer& to, const TensorMap& map, int token) const {
-    load_half<Tile, kChannels>(to, map, token, image_, rank_);
-  }
-  OCNET_DEVICE void numbers(int start, int tile, uint32_t full) const {
-    ptx::tensor_load(buffers_.base + start, params_.maps.numbers, full, {0, tile, image_});
+  OCNET_DEVICE void numbers(uint32_t to, uint32_t full, int tile) const {
+    ptx::tensor_load(to, maps_.numbers, full, {0, tile, image_});
   }
 
-  const HopperBwdParams<typename Tile::scalar_t>& params_;
-  const HopperBwdBuffers<Tile> buffers_;
+  const HopperBwdMaps& maps_;
   const int rank_;
   int image_ = 0;
+};
+
+// Copies by the threads of the producer's warpgroup, of groups of pixels. One buffer at a time:
+// consumers get it before anything waits for room.
+template <typename Tile>
+class ThreadBwdCopier {
+  using scalar_t = typename Tile::scalar_t;
+
+ public:
+  OCNET_DEVICE explicit ThreadBwdCopier(const HopperBwdStage<scalar_t>* stages) : stages_(stages) {}
+  OCNET_DEVICE void begin(const HopperTask& task, const Family& family) {
+    task_ = &task;
+    family_ = &family;
+  }
+  // Consumers get what was copied last, once it has come.
+  OCNET_DEVICE void hand_over() {
+    if (pending_ == 0) return;
+    ptx::copy_async_commit();
+    ptx::copy_async_wait<0>();
+    hand_over_copies(pending_);
+    pending_ = 0;
+  }
+
+ protected:
+  OCNET_DEVICE const HopperBwdOperands<scalar_t>& from() const {
+    return stages_[family_->stage].operands;
+  }
+  template <int kRows, int kChannels>
+  OCNET_DEVICE void own_rows(uint32_t to, const TokenMatrix<const scalar_t>& maps,
+                             int first_token) const {
+    copy_rows<kRows, kChannels>(to, rows_of(maps, family_->owned), first_token, 0);
+  }
+  template <int kChannels>
+  OCNET_DEVICE void streamed(uint32_t to, const TokenMatrix<const scalar_t>& maps,
+                             int first_token) const {
+    copy_rows<Tile::kCols, kChannels>(to, rows_of(maps, family_->streamed), first_token, 0);
+  }
+  // Of `rows` tokens, at most a warpgroup's threads.
+  OCNET_DEVICE void numbers(uint32_t to, int rows, int tokens, int first_token) const {
+    constexpr int kBytes = static_cast<int>(sizeof(RowNumbers));
+    const int thread = device::thread_index();
+    if (thread >= rows) return;
+    const int token = first_token + thread;
+    const bool valid = token < tokens;
+    const int64_t place = task_->origin + (valid ? family_->steps.map_token(token) : 0);
+    ptx::copy_async<kBytes>(to + thread * kBytes,
+                            from().numbers + task_->image * from().pitch + place,
+                            valid ? kBytes : 0);
+  }
+
+  const Family* family_ = nullptr;
+  uint32_t pending_ = 0;  // the mbarrier of the copies under way
+
+ private:
+  OCNET_DEVICE GroupMatrix<const scalar_t> rows_of(const TokenMatrix<const scalar_t>& maps,
+                                                   int tokens) const {
+    return {span_of(maps, *task_, *family_, tokens), family_->steps};
+  }
+
+  const HopperBwdStage<scalar_t>* const stages_;
+  const HopperTask* task_ = nullptr;
+};
+
+template <typename Tile>
+class ThreadBwdCopies : public ThreadBwdCopier<Tile> {
+  static constexpr int kRows = Tile::kRows;
+
+ public:
+  using ThreadBwdCopier<Tile>::ThreadBwdCopier;
+
+  OCNET_DEVICE void own(const HopperBwdBuffers<Tile>& buffers, int first_tile) {
+    const auto& from = this->from();
+    const int token = first_tile * kRows;
+    this->template own_rows<kRows, Tile::kChannels>(buffers.own().data, from.own_tokens, token);
+    this->template own_rows<kRows, Tile::kValues>(buffers.own_values(), from.own_values, token);
+    if constexpr (Tile::kAsQuery) {
+      this->template own_rows<kRows, Tile::kValues>(buffers.own_grads(), from.own_grads, token);
+      this->numbers(buffers.base + Tile::kOwnNumbers, kRows, this->family_->owned, token);
+    }
+    this->pending_ = buffers.own().full;
+  }
+  OCNET_DEVICE void values(const HopperBuffer& to, int tile) {
+    take<Tile::kValues>(to, this->from().values, tile);
+  }
+  OCNET_DEVICE void tokens(const HopperBuffer& to, int numbers_start, int tile) {
+    this->numbers(HopperBwdBuffers<Tile>().base + numbers_start, kRows, this->family_->streamed,
+                  tile * Tile::kCols);
+    take<Tile::kChannels>(to, this->from().tokens, tile);
+  }
+  OCNET_DEVICE void grads(const HopperBuffer& to, int tile) {
+    take<Tile::kValues>(to, this->from().grads, tile);
+  }
+
+ private:
+  template <int kChannels>
+  OCNET_DEVICE void take(const HopperBuffer& to,
+                         const TokenMatrix<const typename Tile::scalar_t>& maps, int tile) {
+    this->template streamed<kChannels>(to.data, maps, tile * Tile::kCols);
+    this->pending_ = to.full;
+  }
 };
 
 }  // namespace ocnet

@@ -11,17 +11,17 @@
 
 namespace ocnet {
 
-template <typename scalar_t_, int kChannels_, int kValues_, int kCols_>
+template <typename scalar_t_, int kChannels_, int kValues_, int kCols_, HopperSource kSource_>
 struct HopperQueryTile {
   using scalar_t = scalar_t_;
   static constexpr int kChannels = kChannels_;
   static constexpr int kValues = kValues_;
   static constexpr int kCols = kCols_;
   static constexpr int kRows = kCols;  // of a streamed tile, see HopperBwdProducts
-  static constexpr int kCluster = 2;
-  static constexpr HopperSource kSource = HopperSource::kTokenMajor;
-  static constexpr int kProducerRegisters = 40;
-  static constexpr int kConsumerRegisters = 232;
+  static constexpr HopperSource kSource = kSource_;
+  static constexpr int kCluster = kSource == HopperSource::kGroups ? 1 : 2;
+  static constexpr int kProducerRegisters = kSource == HopperSource::kGroups ? 56 : 40;
+  static constexpr int kConsumerRegisters = kSource == HopperSource::kGroups ? 224 : 232;
 
   static constexpr int kBytes = static_cast<int>(sizeof(scalar_t));
   static constexpr int kLine = kLineBytes / kBytes;
@@ -43,20 +43,10 @@ struct HopperQueryTile {
   static_assert(kSharedBytes <= 232448, "what a block may have on sm_90");
 };
 
-template <typename scalar_t>
-struct HopperQueryParams {
-  TokenMatrix<scalar_t> grad_query;  // (N, L, E)
-  HopperBwdMaps maps;                // own_values is not used
-  float scale, scale_log2;
-  HopperPlan plan;
-  float* parts;
-  WorkTable work;
-};
-
 template <typename Tile>
-class QueryCopies {
+class EngineQueryCopies {
  public:
-  OCNET_DEVICE explicit QueryCopies(const HopperBwdMaps& maps)
+  OCNET_DEVICE explicit EngineQueryCopies(const HopperBwdMaps& maps)
       : maps_(maps), rank_(device::cluster_rank()) {}
   OCNET_DEVICE void begin(const HopperTask& task, const Family&) {
     image_ = static_cast<int>(task.image);
@@ -71,12 +61,13 @@ class QueryCopies {
   }
   OCNET_DEVICE void keys(const HopperBuffer& to, int first_token) const {
     ptx::mbarrier_arrive_expect(to.full, Tile::kKeyBytes);
-    streamed<Tile::kChannels>(to, maps_.tokens, first_token);
+    load_half<Tile, Tile::kChannels>(to, maps_.tokens, first_token, image_, rank_);
   }
   OCNET_DEVICE void values(const HopperBuffer& to, int first_token) const {
     ptx::mbarrier_arrive_expect(to.full, Tile::kValueBytes);
-    streamed<Tile::kValues>(to, maps_.values, first_token);
+    load_half<Tile, Tile::kValues>(to, maps_.values, first_token, image_, rank_);
   }
+  OCNET_DEVICE void make_way() const {}
   OCNET_DEVICE void end() const {}
 
  private:
@@ -88,14 +79,35 @@ class QueryCopies {
                        {line * Tile::kLine, token, image_});
     }
   }
-  template <int kChannels>
-  OCNET_DEVICE void streamed(const HopperBuffer& to, const TensorMap& map, int token) const {
-    load_half<Tile, kChannels>(to, map, token, image_, rank_);
-  }
-
   const HopperBwdMaps& maps_;
   const int rank_;
   int image_ = 0;
+};
+
+template <typename Tile>
+class ThreadQueryCopies : public ThreadBwdCopier<Tile> {
+  static constexpr int kRows = kHopperRows;
+
+ public:
+  using ThreadBwdCopier<Tile>::ThreadBwdCopier;
+
+  OCNET_DEVICE void query(const HopperBuffer& to, int token) {
+    const auto& from = this->from();
+    this->template own_rows<kRows, Tile::kChannels>(to.data, from.own_tokens, token);
+    this->template own_rows<kRows, Tile::kValues>(to.data + Tile::kOwnGrads, from.own_grads, token);
+    this->numbers(to.data + Tile::kOwnNumbers, kRows, this->family_->owned, token);
+    this->pending_ = to.full;
+  }
+  OCNET_DEVICE void keys(const HopperBuffer& to, int token) {
+    this->template streamed<Tile::kChannels>(to.data, this->from().tokens, token);
+    this->pending_ = to.full;
+  }
+  OCNET_DEVICE void values(const HopperBuffer& to, int token) {
+    this->template streamed<Tile::kValues>(to.data, this->from().values, token);
+    this->pending_ = to.full;
+  }
+  OCNET_DEVICE void make_way() { this->hand_over(); }
+  OCNET_DEVICE void end() { this->hand_over(); }
 };
 
 template <typename Tile>
@@ -106,7 +118,7 @@ class HopperQueries {
   static constexpr int kTileRows = Tile::kCluster * kHopperRows;
 
  public:
-  OCNET_DEVICE explicit HopperQueries(const HopperQueryParams<scalar_t>& params)
+  OCNET_DEVICE explicit HopperQueries(const HopperBwdParams<Tile>& params)
       : params_(params), consumer_(device::shuffle(device::warp_index() / 4, 0) - 1) {}
 
   OCNET_DEVICE void run(int worker) {
@@ -116,11 +128,14 @@ class HopperQueries {
       float sums[Tile::kChannels / 8][4];
       sum_up(sums);
       const HopperTask& task = buffers_.task(job_parity_);
-      const int row = device::cluster_rank() * kHopperRows + consumer_ * kHopperWarpgroupRows +
+      const Family& family = params_.work.families[task.family];
+      const int rank = Tile::kCluster > 1 ? device::cluster_rank() : 0;
+      const int row = rank * kHopperRows + consumer_ * kHopperWarpgroupRows +
                       device::warp_index() % 4 * kMmaRows;
-      store_gradient(params_.grad_query, params_.work.families[task.family], task, kTileRows,
+      const int stage = HopperBwdParams<Tile>::kByThreads ? family.stage : 0;
+      store_gradient(params_.stages[stage].grad_tokens, family, task, kTileRows,
                      hopper_bwd_part(params_.parts, kTileRows, Tile::kChannels, task.part), sums,
-                     params_.scale, row, 0);
+                     row, 0);
       job_parity_ ^= 1;
     }
   }
@@ -221,7 +236,7 @@ class HopperQueries {
     if (valid < kCols) clear_columns(scores, valid);
   }
 
-  const HopperQueryParams<scalar_t>& params_;
+  const HopperBwdParams<Tile>& params_;
   const HopperBuffers<Tile> buffers_;
   const int consumer_;
   RowNumbers own_[2];
@@ -233,18 +248,27 @@ class HopperQueries {
 // (oc_attention_hopper_work.h).
 template <typename Tile>
 OCNET_KERNEL(kHopperThreads, 1)
-oc_attention_hopper_bwd_query_kernel(
-    OCNET_GRID_CONSTANT HopperQueryParams<typename Tile::scalar_t> params) {
+oc_attention_hopper_bwd_query_kernel(OCNET_GRID_CONSTANT HopperBwdParams<Tile> params) {
 #if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
   const int worker = static_cast<int>(device::block_index() / Tile::kCluster);
   if (device::thread_index() == 0) prepare_barriers(HopperBuffers<Tile>());
-  device::cluster_barrier();
+  const auto meet = [] {
+    if constexpr (Tile::kCluster > 1) {
+      device::cluster_barrier();
+    } else {
+      device::barrier();
+    }
+  };
+  meet();
   ptx::wait_for_earlier_launches();
   ptx::allow_next_launch();
   if (device::warp_index() < 4) {
     ptx::lower_registers<Tile::kProducerRegisters>();
-    if (device::thread_index() == 0) {
-      QueryCopies<Tile> copies(params.maps);
+    if constexpr (HopperBwdParams<Tile>::kByThreads) {
+      ThreadQueryCopies<Tile> copies(params.stages);
+      produce<Tile>(params, worker, copies);
+    } else if (device::thread_index() == 0) {
+      EngineQueryCopies<Tile> copies(params.maps);
       produce<Tile>(params, worker, copies);
     }
   } else {
@@ -253,7 +277,7 @@ oc_attention_hopper_bwd_query_kernel(
   }
   device::sync_warp();  // the lanes that did not copy are here already
   // Until here a block's shared memory is what the others of its cluster write to.
-  device::cluster_barrier();
+  if constexpr (Tile::kCluster > 1) meet();
 #endif
 }
 

@@ -18,7 +18,8 @@ constexpr int kHopperBwdCols = 64;
 enum class HopperRole { kBoth, kKeys };
 
 // Channels and values are those that tiles have room for, zero past the last one.
-template <typename scalar_t_, int kChannels_, int kValues_, HopperRole kRole_>
+template <typename scalar_t_, int kChannels_, int kValues_, HopperRole kRole_,
+          HopperSource kSource_>
 struct HopperBwdTile {
   using scalar_t = scalar_t_;
   static constexpr int kChannels = kChannels_;
@@ -27,9 +28,11 @@ struct HopperBwdTile {
   static constexpr bool kAsQuery = kRole == HopperRole::kBoth;
   static constexpr int kRows = kHopperBwdRows;
   static constexpr int kCols = kHopperBwdCols;
-  static constexpr int kCluster = 2;  // blocks that read the same streamed rows, a half each
-  static constexpr int kProducerRegisters = 40;
-  static constexpr int kConsumerRegisters = 232;
+  static constexpr HopperSource kSource = kSource_;
+  // Blocks that read the same streamed rows, a half each.
+  static constexpr int kCluster = kSource == HopperSource::kGroups ? 1 : 2;
+  static constexpr int kProducerRegisters = kSource == HopperSource::kGroups ? 56 : 40;
+  static constexpr int kConsumerRegisters = kSource == HopperSource::kGroups ? 224 : 232;
 
   static constexpr int kLine = kLineBytes / static_cast<int>(sizeof(scalar_t));  // elements
   static constexpr int kTokenBytes = kRows * kChannels * static_cast<int>(sizeof(scalar_t));

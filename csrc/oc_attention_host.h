@@ -45,6 +45,8 @@ struct AttentionCall {
 void attend(const AttentionCall& call, const std::vector<ForwardTensors>& stages);
 void attend_on_hopper(const AttentionCall& call, const std::vector<ForwardTensors>& stages);
 void attend_backward(const AttentionCall& call, const std::vector<BackwardTensors>& stages);
+void attend_backward_on_hopper(const AttentionCall& call,
+                               const std::vector<BackwardTensors>& stages);
 
 struct Sizes {
   int64_t images, queries, keys, channels, value_channels;
