@@ -62,18 +62,16 @@ struct HopperBuffers {
   }
 };
 
-constexpr int kHopperConsumerWarps = kHopperConsumers * 4;
-
 // By one thread, before the barrier that lets others use them.
 template <typename Tile>
 OCNET_DEVICE void prepare_barriers(const HopperBuffers<Tile>& buffers) {
   constexpr int kFillers = Tile::kSource == HopperSource::kGroups ? 4 : 1;  // warps, or a thread
   const auto prepare = [&](const HopperBuffer& buffer, int blocks) {
     ptx::mbarrier_init(buffer.full, kFillers);
-    ptx::mbarrier_init(buffer.empty, kHopperConsumerWarps * blocks);
+    ptx::mbarrier_init(buffer.empty, Tile::kConsumers * 4 * blocks);
   };
   prepare(buffers.query(), 1);
-  for (int stage = 0; stage < kHopperStages; ++stage) {
+  for (int stage = 0; stage < Tile::kStages; ++stage) {
     prepare(buffers.keys(stage), Tile::kCluster);
     prepare(buffers.values(stage), Tile::kCluster);
   }
@@ -81,19 +79,20 @@ OCNET_DEVICE void prepare_barriers(const HopperBuffers<Tile>& buffers) {
 }
 
 // Which use of the buffers of a ring a step is.
+template <typename Tile>
 struct RingStep {
   int stage;
   uint32_t parity;
 
   OCNET_DEVICE explicit RingStep(int step)
-      : stage(step % kHopperStages), parity(step / kHopperStages % 2) {}
+      : stage(step % Tile::kStages), parity(step / Tile::kStages % 2) {}
 };
 
 // What all producers do: wait for room, fill it. `Copies` has query, keys and values.
 template <typename Tile, typename Copies>
 OCNET_DEVICE void produce(const HopperFwdParams<typename Tile::scalar_t>& params, int worker,
                           Copies& copies) {
-  constexpr int kTileRows = Tile::kCluster * kHopperRows;
+  constexpr int kTileRows = Tile::kCluster * Tile::kRows;
   const HopperBuffers<Tile> buffers;
   HopperWalk walk(params.plan, worker);
   HopperJob job;
@@ -104,11 +103,11 @@ OCNET_DEVICE void produce(const HopperFwdParams<typename Tile::scalar_t>& params
     copies.begin(task, params.work.families[task.family]);
     KeyWalk tiles = task.keys;
     for (int i = 0; i < task.steps; ++i, ++step) {
-      const RingStep ring(step);
+      const RingStep<Tile> ring(step);
       const HopperBuffer keys = buffers.keys(ring.stage);
       ptx::mbarrier_wait(keys.empty, ring.parity ^ 1);
       copies.keys(keys, tiles.tile * Tile::kCols);
-      if (i == 0) {  // keys have a buffer to spare, queries must wait for the end of a job
+      if (i == 0) {  // after the keys: queries must wait for the last scores of a job
         const HopperBuffer query = buffers.query();
         ptx::mbarrier_wait(query.empty, job_parity ^ 1);
         if (device::thread_index() == 0) buffers.task(job_parity) = task;
@@ -128,28 +127,30 @@ OCNET_DEVICE void produce(const HopperFwdParams<typename Tile::scalar_t>& params
 template <typename Tile>
 class EngineCopies {
  public:
-  OCNET_DEVICE explicit EngineCopies(const HopperMaps& maps)
-      : maps_(maps), rank_(Tile::kCluster > 1 ? device::cluster_rank() : 0) {
-    ptx::tensor_prefetch(maps.query);
-    ptx::tensor_prefetch(maps.key);
-    ptx::tensor_prefetch(maps.value);
+  static constexpr bool kByOneThread = true;
+
+  OCNET_DEVICE explicit EngineCopies(const HopperFwdParams<typename Tile::scalar_t>& params)
+      : maps_(params.maps), rank_(Tile::kCluster > 1 ? device::cluster_rank() : 0) {
+    ptx::tensor_prefetch(maps_.query);
+    ptx::tensor_prefetch(maps_.key);
+    ptx::tensor_prefetch(maps_.value);
   }
   OCNET_DEVICE void begin(const HopperTask& task, const Family&) {
     image_ = static_cast<int>(task.image);
     first_channel_ = task.slice * Tile::kValues;
   }
   OCNET_DEVICE void query(const HopperBuffer& to, int first_token) const {
-    first_token += rank_ * kHopperRows;
+    first_token += rank_ * Tile::kRows;
     ptx::mbarrier_arrive_expect(to.full, Tile::kQueryBytes);
     if constexpr (kByChannels) {
       OCNET_UNROLL
       for (int line = 0; line < Tile::kChannels / Tile::kLine; ++line) {
-        ptx::tensor_load(to.data + line * kHopperRows * kLineBytes, maps_.query, to.full,
+        ptx::tensor_load(to.data + line * Tile::kRows * kLineBytes, maps_.query, to.full,
                          {line * Tile::kLine, first_token, image_});
       }
     } else {
       OCNET_UNROLL
-      for (int line = 0; line < kHopperRows / Tile::kLine; ++line) {
+      for (int line = 0; line < Tile::kRows / Tile::kLine; ++line) {
         ptx::tensor_load(to.data + line * Tile::kChannels * kLineBytes, maps_.query, to.full,
                          {first_token + line * Tile::kLine, 0, image_});
       }
@@ -206,14 +207,17 @@ class ThreadCopies {
   using scalar_t = typename Tile::scalar_t;
 
  public:
-  OCNET_DEVICE explicit ThreadCopies(const FwdStage<scalar_t>* stages) : stages_(stages) {}
+  static constexpr bool kByOneThread = false;
+
+  OCNET_DEVICE explicit ThreadCopies(const HopperFwdParams<scalar_t>& params)
+      : stages_(params.stages) {}
 
   OCNET_DEVICE void begin(const HopperTask& task, const Family& family) {
     task_ = &task;
     family_ = &family;
   }
   OCNET_DEVICE void query(const HopperBuffer& to, int first_token) {
-    copy<kHopperRows, Tile::kChannels>(to, stages_[family_->stage].query, family_->owned,
+    copy<Tile::kRows, Tile::kChannels>(to, stages_[family_->stage].query, family_->owned,
                                        first_token, 0);
   }
   OCNET_DEVICE void keys(const HopperBuffer& to, int first_token) {
