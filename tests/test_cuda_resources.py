@@ -14,7 +14,7 @@ ARCHITECTURES = ("sm_80", "sm_90a")
 # of attention have one block there, whose sums alone take 128.
 MOST_REGISTERS = 128
 MOST_REGISTERS_OF_ALL = 255
-ALONE = ("oc_attention_mma_fwd", "oc_attention_mma_bwd")
+ALONE = ("oc_attention_mma_fwd", "oc_attention_mma_bwd", "oc_attention_hopper_split_fwd")
 # Attention, forward: 3 tiles for each 16-bit dtype and TF32, 2 for strict fp32; backward: 3 for each
 # 16-bit dtype, 2 for the others. Gathering: 3 dtypes on tensor cores, each in 3 sizes where regions
 # are held in registers. Parts are combined in each dtype that is stored; threads multiply what tensor
@@ -30,6 +30,8 @@ KERNELS = {
     },
     "inplace_abn_merge_kernel": 2,
     "inplace_abn_finish_kernel": 2,
+    "oc_attention_hopper_split_fwd_kernel": 5,
+    "oc_attention_split_kernel": 1,
     "oc_attention_mma_fwd_kernel": 11,
     "oc_attention_mma_bwd_kernel": 10,
     "oc_attention_combine_kernel": 3,

@@ -16,7 +16,8 @@ from ocnet.ops.oc_attention.problem import HasChannels
 CONFIRMED = False
 
 CAPABILITY = (9, 0)
-DTYPES = (torch.bfloat16, torch.float16)
+NARROW = (torch.bfloat16, torch.float16)
+DTYPES = (*NARROW, torch.float32)
 MAX_CHANNELS = 256
 MAX_VALUES = 512
 # Groups of so few keys, and whole maps of them, stay on chip in other kernels.
@@ -28,16 +29,20 @@ class HopperForward:
 
     Args:
         op: Name of the op.
+        dtypes: What it has such kernels for.
     """
 
-    def __init__(self, op: str) -> None:
+    def __init__(self, op: str, dtypes: tuple[torch.dtype, ...]) -> None:
         self._op = op
+        self._dtypes = dtypes
         self._half = "cuda"
 
     def refuse(self, problem: HasChannels, keys: int) -> str | None:
         """Return why the kernels do not take a call whose queries see at most ``keys`` keys, or ``None``."""
-        if problem.dtype not in DTYPES:
+        if problem.dtype not in self._dtypes:
             return f"they have no products of {problem.dtype}"
+        if problem.tf32:
+            return "their products of float32 are exact, and TF32 is allowed"
         if problem.E > MAX_CHANNELS or problem.Ev > MAX_VALUES:
             return (
                 f"they take up to {MAX_CHANNELS} channels of queries and {MAX_VALUES} of values, "
@@ -105,7 +110,10 @@ def _has_aligned_channels(matrix: Tensor) -> bool:
 def operands(
     query: Tensor, key: Tensor | None, value: Tensor
 ) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Return the operands as the kernels read them; one pass over each that lies otherwise."""
-    if have_aligned_channels(query, key, value):
+    """Return the operands as the kernels read them; one pass over each that lies otherwise.
+
+    float32 is read as it lies: the kernels make their own copy, in parts.
+    """
+    if query.dtype == torch.float32 or have_aligned_channels(query, key, value):
         return query, key, value
     return aligned_rows(query), None if key is None else aligned_rows(key), aligned_rows(value)

@@ -8,7 +8,7 @@ from ocnet.ops._native import NativeBackend
 from ocnet.ops.oc_attention.problem import BackwardCall, ForwardCall, Problem, refuse_common
 
 _BACKEND = NativeBackend("oc_attention", "cuda", refuse_common)
-_HOPPER = _hopper.HopperForward("oc_attention")
+_HOPPER = _hopper.HopperForward("oc_attention", _hopper.DTYPES)
 
 
 def supports(problem: Problem) -> Support:

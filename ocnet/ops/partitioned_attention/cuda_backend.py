@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from ocnet.ops._backends import Support
-from ocnet.ops._hopper import HopperForward
+from ocnet.ops._hopper import NARROW, HopperForward
 from ocnet.ops._layout import aligned_rows
 from ocnet.ops._native import NativeBackend
 from ocnet.ops.partitioned_attention.problem import (
@@ -17,7 +17,7 @@ from ocnet.ops.partitioned_attention.problem import (
 )
 
 _BACKEND = NativeBackend("partitioned_attention", "cuda", refuse_common)
-_HOPPER = HopperForward("partitioned_attention")
+_HOPPER = HopperForward("partitioned_attention", NARROW)
 
 
 def supports(problem: Problem) -> Support:
