@@ -89,7 +89,7 @@ template <typename Tile>
 HopperMaps tensor_maps(const char* function, const FwdStage<typename Tile::scalar_t>& stage,
                        int64_t images) {
   constexpr int kTokens = Tile::kCols / Tile::kCluster;
-  return {tensor_map<Tile>(function, stage.query, images, Tile::kRows, Tile::kChannels),
+  return {tensor_map<Tile>(function, stage.query, images, kHopperRows, Tile::kChannels),
           tensor_map<Tile>(function, stage.key, images, kTokens, Tile::kChannels / Tile::kCluster),
           tensor_map<Tile>(function, stage.value, images, kTokens, Tile::kValues / Tile::kCluster)};
 }

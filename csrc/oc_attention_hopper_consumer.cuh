@@ -70,13 +70,13 @@ class HopperConsumerOf {
   }
   // The keys and the values of the current step, once they have come.
   OCNET_DEVICE HopperBuffer full_keys() const {
-    const RingStep<Tile> ring(step_);
+    const RingStep ring(step_, Tile::kStages);
     const HopperBuffer keys = buffers_.keys(ring.stage);
     ptx::mbarrier_wait(keys.full, ring.parity);
     return keys;
   }
   OCNET_DEVICE HopperBuffer full_values() const {
-    const RingStep<Tile> ring(step_);
+    const RingStep ring(step_, Tile::kStages);
     const HopperBuffer values = buffers_.values(ring.stage);
     ptx::mbarrier_wait(values.full, ring.parity);
     return values;

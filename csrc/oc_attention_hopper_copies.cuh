@@ -79,13 +79,12 @@ OCNET_DEVICE void prepare_barriers(const HopperBuffers<Tile>& buffers) {
 }
 
 // Which use of the buffers of a ring a step is.
-template <typename Tile>
 struct RingStep {
   int stage;
   uint32_t parity;
 
-  OCNET_DEVICE explicit RingStep(int step)
-      : stage(step % Tile::kStages), parity(step / Tile::kStages % 2) {}
+  OCNET_DEVICE explicit RingStep(int step, int stages = kHopperStages)
+      : stage(step % stages), parity(step / stages % 2) {}
 };
 
 // What all producers do: wait for room, fill it. `Copies` has query, keys and values.
@@ -103,7 +102,7 @@ OCNET_DEVICE void produce(const HopperFwdParams<typename Tile::scalar_t>& params
     copies.begin(task, params.work.families[task.family]);
     KeyWalk tiles = task.keys;
     for (int i = 0; i < task.steps; ++i, ++step) {
-      const RingStep<Tile> ring(step);
+      const RingStep ring(step, Tile::kStages);
       const HopperBuffer keys = buffers.keys(ring.stage);
       ptx::mbarrier_wait(keys.empty, ring.parity ^ 1);
       copies.keys(keys, tiles.tile * Tile::kCols);
@@ -140,17 +139,17 @@ class EngineCopies {
     first_channel_ = task.slice * Tile::kValues;
   }
   OCNET_DEVICE void query(const HopperBuffer& to, int first_token) const {
-    first_token += rank_ * Tile::kRows;
+    first_token += rank_ * kHopperRows;
     ptx::mbarrier_arrive_expect(to.full, Tile::kQueryBytes);
     if constexpr (kByChannels) {
       OCNET_UNROLL
       for (int line = 0; line < Tile::kChannels / Tile::kLine; ++line) {
-        ptx::tensor_load(to.data + line * Tile::kRows * kLineBytes, maps_.query, to.full,
+        ptx::tensor_load(to.data + line * kHopperRows * kLineBytes, maps_.query, to.full,
                          {line * Tile::kLine, first_token, image_});
       }
     } else {
       OCNET_UNROLL
-      for (int line = 0; line < Tile::kRows / Tile::kLine; ++line) {
+      for (int line = 0; line < kHopperRows / Tile::kLine; ++line) {
         ptx::tensor_load(to.data + line * Tile::kChannels * kLineBytes, maps_.query, to.full,
                          {first_token + line * Tile::kLine, 0, image_});
       }
@@ -217,7 +216,7 @@ class ThreadCopies {
     family_ = &family;
   }
   OCNET_DEVICE void query(const HopperBuffer& to, int first_token) {
-    copy<Tile::kRows, Tile::kChannels>(to, stages_[family_->stage].query, family_->owned,
+    copy<kHopperRows, Tile::kChannels>(to, stages_[family_->stage].query, family_->owned,
                                        first_token, 0);
   }
   OCNET_DEVICE void keys(const HopperBuffer& to, int first_token) {

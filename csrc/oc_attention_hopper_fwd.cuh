@@ -59,7 +59,7 @@ struct HopperProducts {
                                   uint32_t keys) {
     OCNET_UNROLL
     for (int i = 0; i < Tile::kChannels / kDepth; ++i) {
-      ptx::wgmma<scalar_t, Tile::kCols, kRows, kRows>(flat(scores), rows_at(query, Tile::kRows, i),
+      ptx::wgmma<scalar_t, Tile::kCols, kRows, kRows>(flat(scores), rows_at(query, kHopperRows, i),
                                                       rows_at(keys, Tile::kCols, i), i > 0);
     }
     ptx::wgmma_commit();
@@ -171,7 +171,7 @@ class HopperConsumer : public HopperConsumerOf<Tile, HopperConsumer<Tile>> {
 // (oc_attention_hopper_work.h). Scores, weights and sums are fp32; weights are rounded to the dtype
 // of the maps.
 template <typename Tile>
-OCNET_KERNEL(Tile::kThreads, 1)
+OCNET_KERNEL(kHopperThreads, 1)
 oc_attention_hopper_fwd_kernel(
     OCNET_GRID_CONSTANT HopperFwdParams<typename Tile::scalar_t> params) {
 #if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)

@@ -11,6 +11,11 @@
 namespace ocnet {
 
 constexpr int kHopperWarpgroupRows = 64;  // of queries, of each consumer
+// Of 16-bit tiles: consumers, tiles of keys, and of values, under way or in use.
+constexpr int kHopperConsumers = 2;
+constexpr int kHopperStages = 2;
+constexpr int kHopperRows = kHopperConsumers * kHopperWarpgroupRows;
+constexpr int kHopperThreads = (kHopperConsumers + 1) * 128;
 constexpr int kHopperTaskBytes = 64;
 constexpr int kLineBytes = 128;  // of the swizzle (common/ptx/descriptor.h)
 
@@ -21,8 +26,8 @@ enum class HopperSource {
   kGroups,        // threads, any tokens whose channels are side by side
 };
 
-// Consumer warpgroups, room for channels and values, keys of a step, and how many tiles of keys,
-// and of values, are under way or in use. A number takes kNumberBytes.
+// What tiles of all dtypes have: consumer warpgroups, room for channels and values, keys of a step,
+// buffers of keys and of values. A number takes kNumberBytes.
 template <int kConsumers_, int kChannels_, int kValues_, int kCols_, int kStages_, int kNumberBytes>
 struct HopperLayout {
   static constexpr int kConsumers = kConsumers_;
@@ -46,8 +51,8 @@ struct HopperLayout {
 
 // Channels and values are those that tiles have room for, zero past the last one.
 template <typename scalar_t_, int kChannels_, int kValues_, int kCols_, HopperSource kSource_>
-struct HopperTile
-    : HopperLayout<2, kChannels_, kValues_, kCols_, 2, static_cast<int>(sizeof(scalar_t_))> {
+struct HopperTile : HopperLayout<kHopperConsumers, kChannels_, kValues_, kCols_, kHopperStages,
+                                 static_cast<int>(sizeof(scalar_t_))> {
   using scalar_t = scalar_t_;
   static constexpr HopperSource kSource = kSource_;
   // Blocks of a cluster read the same keys and values: each fetches half of a tile, for both. At

@@ -20,7 +20,7 @@ NARROW = (torch.bfloat16, torch.float16)
 DTYPES = (*NARROW, torch.float32)
 MAX_CHANNELS = 256
 MAX_VALUES = 512
-# Groups of so few keys, and whole maps of them, stay on chip in other kernels.
+# Groups of so few 16-bit keys, and whole maps of them, stay on chip in other kernels.
 FEW_KEYS = 192
 
 
@@ -48,8 +48,9 @@ class HopperForward:
                 f"they take up to {MAX_CHANNELS} channels of queries and {MAX_VALUES} of values, "
                 f"not E={problem.E}, Ev={problem.Ev}"
             )
-        if keys <= FEW_KEYS:
-            return f"others keep {FEW_KEYS} keys or fewer on chip"
+        few = FEW_KEYS * 2 // problem.dtype.itemsize
+        if keys <= few:
+            return f"others keep {few} keys or fewer on chip"
         return self._refuse_device(problem.device)
 
     def describe(self, problem: HasChannels, keys: int) -> str:

@@ -267,6 +267,15 @@ def test_the_back_end_takes_strict_float32_as_it_lies(op, emulator, tf32: bool) 
     assert reason == ("their products of float32 are exact, and TF32 is allowed" if tf32 else None)
 
 
+def test_few_keys_are_half_as_many_as_in_16_bits(subject, backend, monkeypatch) -> None:
+    monkeypatch.setattr(_hopper, "FEW_KEYS", 192)
+    for dtype, few in ((torch.float32, 96), (torch.bfloat16, 192)):
+        problem = Problem(torch.device("cpu"), dtype, 1, 4, few, 8, 8, False)
+        reason = cuda_backend._HOPPER.refuse(problem, few)
+        assert reason == f"others keep {few} keys or fewer on chip"
+        assert cuda_backend._HOPPER.refuse(problem, few + 1) != reason
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_what_the_kernels_have_no_products_of(subject, backend, dtype: torch.dtype) -> None:
     problem = Problem(torch.device("cpu"), dtype, 1, 4, 4, 8, 8, False)
