@@ -41,16 +41,16 @@ struct HopperRow {
   ROW(kGroups, 256, 256, 64)
 // The same of strict fp32, 6 bytes a number: consumers (of 64 queries each), channels, values, keys
 // of a step, buffers of keys and of values.
-#define OCNET_HOPPER_SPLIT_ROWS(ROW)             \
-  /* 144 KB */                                   \
-  ROW(2, 64, 64, 64, 2)                          \
-  /* 193 KB */                                   \
-  ROW(2, 128, 128, 64, 1)                        \
-  /* 169 KB; 48 keys spill */                    \
-  ROW(2, 128, 256, 32, 1)                        \
-  /* 204 KB; with two consumers it would be 300 */ \
-  ROW(1, 256, 128, 48, 1)                        \
-  /* 192 KB; 48 keys would be 240 */             \
+#define OCNET_HOPPER_SPLIT_ROWS(ROW)              \
+  /* 144 KB */                                    \
+  ROW(2, 64, 64, 64, 2)                           \
+  /* 192 KB */                                    \
+  ROW(2, 128, 128, 64, 1)                         \
+  /* 168 KB; 48 keys spill */                     \
+  ROW(2, 128, 256, 32, 1)                         \
+  /* 204 KB; with two consumers it would be 300 */\
+  ROW(1, 256, 128, 48, 1)                         \
+  /* 192 KB; 48 keys would be 240 */              \
   ROW(1, 256, 256, 32, 1)
 // clang-format on
 

@@ -16,7 +16,8 @@ MOST_REGISTERS = 128
 MOST_REGISTERS_OF_ALL = 255
 ALONE = ("oc_attention_mma_fwd", "oc_attention_mma_bwd", "oc_attention_hopper_split_fwd")
 # Attention, forward: 3 tiles for each 16-bit dtype and TF32, 2 for strict fp32; backward: 3 for each
-# 16-bit dtype, 2 for the others. Gathering: 3 dtypes on tensor cores, each in 3 sizes where regions
+# 16-bit dtype, 2 for the others. On Hopper's own instructions: 5 tiles for strict fp32, in parts that
+# are cut first. Gathering: 3 dtypes on tensor cores, each in 3 sizes where regions
 # are held in registers. Parts are combined in each dtype that is stored; threads multiply what tensor
 # cores do not. Activated batch norm: each dtype, and twice where channels stay on chip: planes are
 # whole vectors or not. What adds up knows accumulators only.
