@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ocnet.ops import Grid, _extension, _hopper, explain, oc_attention
 from ocnet.ops._backends import SUPPORTED, Support
-from ocnet.ops._hopper import HopperForward, have_aligned_channels, operands
+from ocnet.ops._hopper import HopperKernels, have_aligned_channels, operands
 from ocnet.ops.oc_attention import autograd as attention
 from ocnet.ops.oc_attention import cpu_backend as attention_cpu
 from ocnet.ops.oc_attention import cuda_backend as attention_cuda
@@ -55,7 +55,7 @@ def on_hopper(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_reasons(changed: dict[str, Any], keys: int, reason: str) -> None:
-    found = HopperForward("oc_attention").refuse(problem(**changed), keys)
+    found = HopperKernels("oc_attention").refuse(problem(**changed), keys)
     assert found is not None
     assert reason in found
 
@@ -77,7 +77,7 @@ def test_reasons_of_devices(
     monkeypatch.setattr(_hopper, "_is_built", lambda half, op: built)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a fake one")
-    kernels = HopperForward("oc_attention")
+    kernels = HopperKernels("oc_attention")
     assert kernels.refuse(problem(), 193) == reason
     told = kernels.describe(problem(), 193)
     if reason is None:
