@@ -63,6 +63,7 @@ class SplitCopies {
     ptx::mbarrier_arrive_expect(to.full, Tile::kValueBytes);
     streamed<Tile::kValues>(to, maps_.value, first_token, first_channel_);
   }
+  OCNET_DEVICE void make_way() const {}
   OCNET_DEVICE void end() const {}
 
  private:
