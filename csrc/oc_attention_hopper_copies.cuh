@@ -90,9 +90,8 @@ struct RingStep {
 };
 
 // What all producers do: wait for room, fill it. `Copies` has query, keys and values.
-template <typename Tile, typename Copies>
-OCNET_DEVICE void produce(const HopperFwdParams<typename Tile::scalar_t>& params, int worker,
-                          Copies& copies) {
+template <typename Tile, typename Params, typename Copies>
+OCNET_DEVICE void produce(const Params& params, int worker, Copies& copies) {
   constexpr int kTileRows = Tile::kCluster * kHopperRows;
   const HopperBuffers<Tile> buffers;
   HopperWalk walk(params.plan, worker);
