@@ -127,7 +127,8 @@ struct Float8Products {
 //
 // Tensor cores are known to keep about 14 bits of sums of e4m3 products, and to cut the rest: over
 // hundreds of steps that would be a bias of a percent. So they sum up one step at a time, 128 keys,
-// and fp32 registers the steps; rescaling what was summed before comes with that for nothing.
+// and fp32 registers the steps (as DeepSeek-V3 does, arXiv 2412.19437, section 3.3); rescaling what
+// was summed before comes with that for nothing.
 // There are no registers for the scores of the next step beside these sums, so a warpgroup does one
 // thing at a time, and the tensor cores work for the other one meanwhile. Scores are sums of one
 // step in any case; theirs stay at 14 bits, far below what the rounding of their factors leaves.

@@ -14,11 +14,11 @@ ARCHITECTURES = ("sm_80", "sm_90a")
 # of attention have one block there, whose sums alone take 128.
 MOST_REGISTERS = 128
 MOST_REGISTERS_OF_ALL = 255
-ALONE = ("oc_attention_mma_fwd", "oc_attention_mma_bwd")
-# Attention, forward: 3 tiles for each 16-bit dtype and TF32, 2 for strict fp32; backward: 3 for each
-# 16-bit dtype, 2 for the others. Gathering: 3 dtypes on tensor cores, each in 3 sizes where regions
-# are held in registers. Parts are combined in each dtype that is stored; threads multiply what tensor
-# cores do not. Activated batch norm: each dtype, and twice where channels stay on chip: planes are
+ALONE = ("oc_attention_mma_fwd", "oc_attention_mma_bwd", "oc_attention_hopper_fp8_fwd")
+# Attention, forward: 3 tiles for each 16-bit dtype and TF32, 2 for strict fp32; in 8 bits 4 for each
+# dtype of the maps; backward: 3 for each 16-bit dtype, 2 for the others. Gathering: 3 dtypes on tensor
+# cores, each in 3 sizes where regions are held in registers. Parts are combined in each dtype that is
+# stored; threads multiply what tensor cores do not. Activated batch norm: each dtype, and twice where channels stay on chip: planes are
 # whole vectors or not. What adds up knows accumulators only.
 KERNELS = {
     "inplace_abn_fwd_slab_kernel": 8,
@@ -32,6 +32,10 @@ KERNELS = {
     "inplace_abn_finish_kernel": 2,
     "oc_attention_mma_fwd_kernel": 11,
     "oc_attention_mma_bwd_kernel": 10,
+    "oc_attention_hopper_fp8_fwd_kernel": 8,
+    "oc_attention_fp8_tokens_kernel": 2,
+    "oc_attention_fp8_maxima_kernel": 2,
+    "oc_attention_fp8_values_kernel": 2,
     "oc_attention_combine_kernel": 3,
     "oc_attention_bwd_combine_kernel": 3,
     "oc_attention_bwd_delta_kernel": 4,

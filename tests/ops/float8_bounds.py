@@ -10,7 +10,7 @@ from ocnet.ops.oc_attention.float8_reference import POWER, quantised, rounded
 from ocnet.ops.oc_attention.problem import Float8Call
 
 
-def allowed_difference(call: Float8Call, sums: float = 2.0**-24) -> Tensor:
+def allowed_difference(call: Float8Call, product: float = 2.0**-19) -> Tensor:
     """Bound ``|a - b|`` for every element of the output.
 
     Both have the same operands in 8 bits. Their scores are sums with other roundings, so a weight that
@@ -20,7 +20,8 @@ def allowed_difference(call: Float8Call, sums: float = 2.0**-24) -> Tensor:
 
     Args:
         call: What both computed.
-        sums: Relative rounding of one addition to a score.
+        product: What a product of 32 numbers may lose, relative to the sum of their magnitudes: 32
+            roundings of float32, unless tensor cores keep fewer bits.
     """
     query, query_scales = (t.double() for t in quantised(call.query, 2))
     key, key_scales = (
@@ -30,7 +31,7 @@ def allowed_difference(call: Float8Call, sums: float = 2.0**-24) -> Tensor:
     factors = key_scales.mT * query_scales * (abs(call.scale) * math.log2(math.e))
     scores = (query @ key.mT) * factors * math.copysign(1, call.scale)
     reference = scores.amax(-1, keepdim=True).ceil()
-    additions = query.shape[-1] * sums * (query.abs() @ key.abs().mT) * factors
+    additions = -(-query.shape[-1] // 32) * product * (query.abs() @ key.abs().mT) * factors
     slack = additions + 2.0**-22 * (POWER + scores.abs() + reference.abs())
     off = math.log(2) * slack + 2.0**-21
     weights = torch.exp2(POWER + scores - reference)
@@ -40,7 +41,8 @@ def allowed_difference(call: Float8Call, sums: float = 2.0**-24) -> Tensor:
     total, lost = near.sum(-1, keepdim=True), spread.sum(-1, keepdim=True)
     context = near @ value / total
     apart = spread @ value.abs() + context.abs() * lost
-    apart += 2.0**-24 * key.shape[1] * (near @ value.abs())
+    # The products of a step of 128 keys, and the sum of the steps.
+    apart += (4 * product + 2.0**-24 * key.shape[1]) * (near @ value.abs())
     # Both are rounded to the dtype of the maps.
     apart = apart / (total - lost)
     last = torch.finfo(call.out.dtype)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.library import opcheck
 
-from ocnet.ops import explain, oc_attention
+from ocnet.ops import _hopper, explain, oc_attention
 from ocnet.ops._backends import SUPPORTED
 from ocnet.ops.oc_attention import float8_cuda, float8_reference
 from ocnet.ops.oc_attention.problem import Float8Call, Problem
@@ -40,6 +40,8 @@ def backend(subject: str, request: pytest.FixtureRequest, monkeypatch) -> str:
             "supports",
             lambda problem: float8_cuda._refuse(problem, "cpu") or SUPPORTED,
         )
+    if subject == "cuda" and torch.cuda.get_device_capability() != _hopper.CAPABILITY:
+        pytest.skip("8-bit products are for compute capability 9.0")
     return "reference" if subject == "reference" else "cuda"
 
 
