@@ -126,9 +126,9 @@ struct Float8Products {
 // Consumer warpgroups: 64 rows of queries each.
 //
 // Tensor cores are known to keep about 14 bits of sums of e4m3 products, and to cut the rest, which
-// the emulator does not. In a model of that (addends lose what is 2^-13 below the largest), sums
-// over 9216 keys are off by 7e-2 where values have one sign, more than all else. So tensor cores
-// sum up one step at a time, 128 keys, and fp32 registers the steps (as DeepSeek-V3 does, arXiv
+// the emulator does not. In a model of that (tests/ops/test_float8_sums.py) sums over values of one
+// sign are off by 1e-2 for 2304 keys, and by 7e-2 for 9216, more than all else. So tensor cores sum
+// up one step at a time, 128 keys, and fp32 registers the steps (as DeepSeek-V3 does, arXiv
 // 2412.19437, section 3.3): 8e-4. Rescaling what was summed before comes with that for nothing.
 // There are no registers for the scores of the next step beside these sums, so a warpgroup does one
 // thing at a time, and the tensor cores work for the other one meanwhile. Scores are sums of one
