@@ -111,7 +111,7 @@ def check_attention(
     for name, pixels in zip(names[1:], (key, value), strict=True):
         check_same(function, name, "device", pixels.device, names[0], query.device)
         # Autocast brings all three to one dtype.
-        if not _autocasts(query.device.type):
+        if not autocasts(query.device.type):
             check_same(function, name, "dtype", pixels.dtype, names[0], query.dtype)
         if pixels.shape[0] != query.shape[0]:
             raise ValueError(
@@ -132,7 +132,8 @@ def check_attention(
         raise TypeError(f"{function}: scale must be a number, got a tensor")
 
 
-def _autocasts(device_type: str) -> bool:
+def autocasts(device_type: str) -> bool:
+    """Tell whether ops on such a device run in the autocast dtype."""
     # Asking of a device that has no autocast (meta) is an error in torch.
     known = torch.amp.is_autocast_available(device_type)
     return known and torch.is_autocast_enabled(device_type)

@@ -6,6 +6,7 @@ from typing import Any
 
 from ocnet.ops._late import when_imported
 from ocnet.ops.oc_attention.autograd import oc_attention_bwd, oc_attention_fwd
+from ocnet.ops.oc_attention.float8 import oc_attention_fp8
 
 
 def forward_flops(n: int, l: int, s: int, e: int, ev: int) -> int:
@@ -49,6 +50,7 @@ def _register() -> None:
     from torch.utils.flop_counter import register_flop_formula
 
     register_flop_formula(oc_attention_fwd._opoverload.overloadpacket)(_of_forward)
+    register_flop_formula(oc_attention_fp8._opoverload.overloadpacket)(_of_forward)
     register_flop_formula(oc_attention_bwd._opoverload.overloadpacket)(_of_backward)
 
 

@@ -85,6 +85,16 @@ class ForwardCall(NamedTuple):
     residual: Tensor | None
 
 
+class Float8Call(NamedTuple):
+    """A forward pass in 8 bits; as :class:`ForwardCall`, in the order of its native schema."""
+
+    query: Tensor
+    key: Tensor | None
+    value: Tensor
+    scale: float
+    out: Tensor
+
+
 class BackwardCall(NamedTuple):
     """Token matrices to read, and the gradients to write; in the order of the native schema.
 

@@ -47,7 +47,8 @@ def supports(problem: Problem) -> Support:
     return SUPPORTED
 
 
-def _blocks(length: int) -> Iterator[slice]:
+def row_blocks(length: int) -> Iterator[slice]:
+    """Cut query rows into blocks."""
     return (slice(start, min(start + ROWS, length)) for start in range(0, length, ROWS))
 
 
@@ -65,7 +66,7 @@ def forward(call: ForwardCall) -> None:
     query, key, value, scale, _tf32, out, lse, residual = call
     keys = _wide(query if key is None else key).mT
     values = _wide(value)
-    for rows in _blocks(query.shape[1]):
+    for rows in row_blocks(query.shape[1]):
         scores = scale * (_wide(query[:, rows]) @ keys)
         top = scores.amax(-1)
         # Not logsumexp: a row with a +inf score must be NaN, as its softmax is.
@@ -86,7 +87,7 @@ def backward(call: BackwardCall) -> None:
     d_keys = torch.zeros_like(keys) if want_key else None
     d_values = torch.zeros_like(values) if grad_value is not None else None
     d_queries = torch.empty_like(_wide(query)) if grad_query is not None else None
-    for rows in _blocks(query.shape[1]):
+    for rows in row_blocks(query.shape[1]):
         queries, d_out = _wide(query[:, rows]), _wide(grad_out[:, rows])
         weights = _exp_shifted(scale * (queries @ keys.mT), lse[:, rows])
         if d_values is not None:
