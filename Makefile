@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 NATIVE := $(wildcard csrc/*.* csrc/*/*.* csrc/*/*/*.*) setup.py tools/native_build.py
-CXX_FILES := $(foreach folder,csrc tests,$(foreach end,h cpp cu cuh,'$(folder)/*.$(end)'))
+CXX_FILES := $(foreach folder,csrc tests benchmarks,$(foreach end,h cpp cu cuh,'$(folder)/*.$(end)'))
 
 .PHONY: install demo test slow lint types format gpu-check doctor clean
 

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Host side of the forward pass on Hopper's own instructions: checks, tensor maps, workspace,
-// launches.
+// Host side of the forward pass on Hopper's own instructions: checks and workspace.
 #include <optional>
 #include <string>
 #include <vector>
@@ -9,7 +8,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include "oc_attention_hopper.h"
-#include "oc_attention_hopper_fwd.cuh"
+#include "oc_attention_hopper_launch.cuh"
 #include "oc_attention_hopper_plan.h"
 #include "oc_attention_host.h"
 
@@ -55,49 +54,6 @@ void check_channels(const AttentionCall& call, const Sizes& sizes) {
   check("value", sizes.value_channels, kHopperMostValues);
 }
 
-template <typename scalar_t>
-constexpr MapElement map_element() {
-  return std::is_same_v<scalar_t, BFloat16> ? MapElement::kBFloat16 : MapElement::kFloat16;
-}
-
-// The map of a token matrix for boxes of `tokens` by `channels`, of which one fits a line.
-template <typename Tile>
-TensorMap tensor_map(const char* function, const TokenMatrix<const typename Tile::scalar_t>& matrix,
-                     int64_t images, int tokens, int channels) {
-  constexpr auto kBytes = static_cast<int64_t>(sizeof(typename Tile::scalar_t));
-  constexpr bool kByChannels = Tile::kSource == HopperSource::kTokenMajor;
-  // No step is made along an axis of one element, whatever its stride.
-  const auto stride = [](int64_t size, int64_t elements) {
-    return static_cast<uint64_t>(size == 1 ? 16 : elements * kBytes);
-  };
-  const auto count = static_cast<uint64_t>(matrix.tokens);
-  const auto width = static_cast<uint64_t>(matrix.channels);
-  TensorMapRequest request;
-  request.data = const_cast<typename Tile::scalar_t*>(matrix.data);
-  request.element = map_element<typename Tile::scalar_t>();
-  request.rank = 3;
-  request.swizzle = true;
-  request.sizes[0] = kByChannels ? width : count;
-  request.sizes[1] = kByChannels ? count : width;
-  request.sizes[2] = static_cast<uint64_t>(images);
-  request.stride_bytes[1] = kByChannels ? stride(matrix.tokens, matrix.token_stride)
-                                        : stride(matrix.channels, matrix.channel_stride);
-  request.stride_bytes[2] = stride(images, matrix.image_stride);
-  request.box[0] = Tile::kLine;
-  request.box[1] = static_cast<uint32_t>(kByChannels ? tokens : channels);
-  request.box[2] = 1;
-  return encode_tensor_map(function, request);
-}
-
-template <typename Tile>
-HopperMaps tensor_maps(const char* function, const FwdStage<typename Tile::scalar_t>& stage,
-                       int64_t images) {
-  constexpr int kTokens = Tile::kCols / Tile::kCluster;
-  return {tensor_map<Tile>(function, stage.query, images, kHopperRows, Tile::kChannels),
-          tensor_map<Tile>(function, stage.key, images, kTokens, Tile::kChannels / Tile::kCluster),
-          tensor_map<Tile>(function, stage.value, images, kTokens, Tile::kValues / Tile::kCluster)};
-}
-
 template <typename Tile>
 void run_tile(const AttentionCall& call, const Stages& stages, const Sizes& sizes) {
   using scalar_t = typename Tile::scalar_t;
@@ -117,9 +73,6 @@ void run_tile(const AttentionCall& call, const Stages& stages, const Sizes& size
   const int slices = static_cast<int>(ceil_div(sizes.value_channels, Tile::kValues));
   params.plan = deal_hopper(params.work, !call.partitions.empty(), kTileRows, Tile::kCols, slices,
                             launch.multiprocessors() / Tile::kCluster);
-  if constexpr (Tile::kSource != HopperSource::kGroups) {
-    params.maps = tensor_maps<Tile>(call.function, params.stages[0], sizes.images);
-  }
   // Freed when this returns, and reused after the kernels: the allocator knows the stream.
   std::optional<Tensor> workspace;
   if (params.plan.steps > 0) {
@@ -128,13 +81,7 @@ void run_tile(const AttentionCall& call, const Stages& stages, const Sizes& size
                                  torch::headeronly::ScalarType::Float);
     params.partial = kernel_output<float>("workspace", *workspace);
   }
-  launch(oc_attention_hopper_fwd_kernel<Tile>,
-         Grid{int64_t{params.plan.workers} * Tile::kCluster, kHopperThreads, Tile::kSharedBytes,
-              Tile::kCluster},
-         params);
-  launch_oc_attention_hopper_combine<scalar_t>(
-      {params.stages[0], params.plan, params.work, params.partial, kTileRows, Tile::kValues},
-      launch);
+  launch_oc_attention_hopper<Tile>(call.function, params, sizes.images, launch);
 }
 
 template <typename Tile>

@@ -107,6 +107,15 @@ OCNET_DEVICE void release(const HopperBuffer& buffer) {
   }
 }
 
+// What may be done otherwise; benchmarks/hopper measures other choices.
+template <typename Tile>
+struct HopperChoices {
+  static constexpr int kGrowth = kLazyGrowth;
+  // Whether the consumers issue their products one after the other, so that one weighs its scores
+  // while the tensor cores multiply for the other (FlashAttention-3's ping-pong).
+  static constexpr bool kTakesTurns = false;
+};
+
 // Consumer warpgroups: 64 rows of queries each.
 template <typename Tile>
 class HopperConsumer {
@@ -114,6 +123,7 @@ class HopperConsumer {
   using Products = HopperProducts<Tile>;
   static constexpr int kCols = Tile::kCols;
   static constexpr int kTileRows = Tile::kCluster * kHopperRows;
+  using Choices = HopperChoices<Tile>;
 
  public:
   OCNET_DEVICE explicit HopperConsumer(const HopperFwdParams<scalar_t>& params)
@@ -122,6 +132,7 @@ class HopperConsumer {
   OCNET_DEVICE void run(int worker) {
     HopperWalk walk(params_.plan, worker);
     HopperJob job;
+    if (consumer_ > 0) pass_turn();
     while (walk.next(job)) {
       SoftmaxRows softmax;
       float sums[Tile::kValues / 8][4];
@@ -130,9 +141,23 @@ class HopperConsumer {
       store(softmax, sums);
       job_parity_ ^= 1;
     }
+    if (consumer_ == 0) await_turn();
   }
 
  private:
+  // Turns of the consumers, where they take them: each waits for its own, and the other gives it.
+  // Both have as many steps; the first turn and the last are the first consumer's.
+  OCNET_DEVICE void await_turn() const {
+    if constexpr (Choices::kTakesTurns) {
+      device::named_barrier_sync(1 + consumer_, kHopperConsumers * 128);
+    }
+  }
+  OCNET_DEVICE void pass_turn() const {
+    if constexpr (Choices::kTakesTurns) {
+      device::named_barrier_arrive(2 - consumer_, kHopperConsumers * 128);
+    }
+  }
+
   // The scores of a step are computed while the values of the step before are summed up, and
   // weighed under that.
   OCNET_DEVICE void attend(SoftmaxRows& softmax, float (&sums)[Tile::kValues / 8][4]) {
@@ -163,11 +188,13 @@ class HopperConsumer {
       ++step_;
       tiles.advance();
       const HopperBuffer keys = full_keys();
+      await_turn();
       ptx::hold_registers(flat(scores));
       ptx::hold_registers(flat(sums));
       ptx::wgmma_fence();
       Products::scores(scores, rows, keys.data);
       Products::accumulate(sums, weights, values.data);
+      pass_turn();
       ptx::wgmma_wait<1>();
       ptx::hold_registers(flat(scores));
       release<Tile::kCluster>(keys);
@@ -206,7 +233,7 @@ class HopperConsumer {
   OCNET_DEVICE SoftmaxRows::Growth weigh(SoftmaxRows& softmax, float (&scores)[kCols / 8][4],
                                          int valid) const {
     const SoftmaxRows::Growth growth =
-        softmax.template raise<kCols>(scores, params_.scale_log2, valid);
+        softmax.template raise<kCols, Choices::kGrowth>(scores, params_.scale_log2, valid);
     softmax.template exponentiate<kCols>(scores, params_.scale_log2, valid);
     return growth;
   }
