@@ -80,6 +80,7 @@ enum Buffer { kQuery, kKey, kValue, kOut, kResidual, kLse, kPlan, kTimes };
 template <typename T>
 void give(const ProbeCall& call, int buffer, const std::vector<T>& numbers) {
   const auto count = std::min<size_t>(numbers.size(), call.elements<T>(buffer));
+  if (count == 0) return;
 #if defined(__CUDACC__)
   probes::check("variant", cudaMemcpy(call.buffer<T>(buffer), numbers.data(), count * sizeof(T),
                                       cudaMemcpyHostToDevice));

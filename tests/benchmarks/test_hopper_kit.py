@@ -7,10 +7,19 @@ import json
 import numpy as np
 import pytest
 
-from benchmarks.hopper import experiments, ladder
+from benchmarks.hopper import experiments, ladder, model
 from benchmarks.hopper.inputs import KINDS, features
-from benchmarks.hopper.library import VARIANTS, Call, from_bfloat16, run, table, to_bfloat16
+from benchmarks.hopper.library import (
+    ROOT,
+    VARIANTS,
+    Call,
+    from_bfloat16,
+    run,
+    table,
+    to_bfloat16,
+)
 from benchmarks.hopper.reference import expect, groups_of, judge
+from benchmarks.report import insert
 from tests.benchmarks.emulated_variants import Emulated, compile_variants
 from tests.emulator.build import UnavailableError
 from tests.emulator.device import ProbeError, build
@@ -39,6 +48,20 @@ def test_rungs_are_right_in_the_emulator(emulated: Emulated, rung: ladder.Rung) 
     (row,) = ladder.climb(emulated, [dataclasses.replace(rung, runs=1)])
     assert row["state"] == "ok", row["reason"]
     assert row["rung"] in ladder.line(row)
+
+
+@pytest.mark.native
+def test_of_large_maps_some_rows_are_checked(
+    emulated: Emulated, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rung = ladder.Rung("a map", ladder.TWO, Call(1, 600, 80))
+    monkeypatch.setattr(ladder, "_SMALL", 599)
+    asked = []
+    monkeypatch.setattr(ladder, "expect", lambda *call: asked.append(call[2]) or expect(*call))
+    (row,) = ladder.climb(emulated, [rung])
+    assert row["state"] == "ok", row["reason"]
+    assert len(asked[0]) == 192
+    assert {0, 63, 536, 599} <= {*asked[0]}
 
 
 @pytest.mark.native
@@ -88,6 +111,32 @@ def test_variants_compile_without_spills() -> None:
     assert len(kernels) == len(table())
     assert spilling(kernels) == []
     assert complaints_of(log) == []
+
+
+def test_the_model_knows_the_plans_of_the_kernel() -> None:
+    try:
+        found = dict(zip((s.case for s in model.SHAPES), model.plans(model.SHAPES), strict=True))
+    except FileNotFoundError as missing:
+        pytest.skip(str(missing))
+    plan = found["base-97-n2"]
+    assert (plan.cols, plan.cluster, plan.tiles, plan.steps) == (80, 2, 74, 118)
+    assert plan.longest * 66 >= 74 * 118 > (plan.longest - 1) * 66
+    assert found["base-97-v512-n4"].tiles == 2 * found["base-97-n4"].tiles
+    assert found["whole-129x257"].parts == 0
+    forecasts = {s.case: model.forecast(s, found[s.case]) for s in model.SHAPES}
+    step = forecasts["base-97-n4"]
+    assert (step.tensor, step.shared) == (2560, 2432)
+    assert step.l2_bytes == 16
+    assert all(each.tflop_s < model.PRODUCT_TFLOP_S for each in forecasts.values())
+    assert all(each.busy <= 1 for each in forecasts.values())
+
+
+def test_the_page_of_the_kernel_shows_what_the_model_foretells() -> None:
+    text = (ROOT / "docs" / "kernels.md").read_text(encoding="utf-8")
+    try:
+        assert insert(text, model.tables(), model.BEGIN, model.END) == text
+    except FileNotFoundError as missing:
+        pytest.skip(str(missing))
 
 
 def test_times_become_rates() -> None:

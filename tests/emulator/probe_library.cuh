@@ -31,6 +31,7 @@ void check(const char* what, cudaError_t error) {
 class DeviceBuffer {
  public:
   DeviceBuffer(void* host, int64_t bytes) : host_(host), bytes_(static_cast<size_t>(bytes)) {
+    if (bytes_ == 0) return;
     check("cudaMalloc", cudaMalloc(&device_, bytes_));
     check("copy to the device", cudaMemcpy(device_, host_, bytes_, cudaMemcpyHostToDevice));
   }
@@ -42,6 +43,7 @@ class DeviceBuffer {
 
   void* device() const { return device_; }
   void copy_back() const {
+    if (bytes_ == 0) return;
     check("copy from the device", cudaMemcpy(host_, device_, bytes_, cudaMemcpyDeviceToHost));
   }
 
