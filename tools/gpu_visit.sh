@@ -13,6 +13,7 @@ set -u
 cd "$(dirname "$0")/.."
 export PYTHON=${PYTHON:-python3} OUT=${OUT:-benchmarks/results/visit}
 mkdir -p "$OUT" && OUT=$(cd "$OUT" && pwd)
+: >"$OUT/summary.txt"
 export PYTHONUNBUFFERED=1 PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
 deadline=$((SECONDS + ${VISIT_SECONDS:-560}))
 wanted=" $* "
@@ -67,7 +68,7 @@ tests() {
   local failed=0 file status
   for file in "$@"; do
     timeout --kill-after=5 100 "$PYTHON" -m pytest -q -m gpu --require-gpu -p no:cacheprovider \
-      -o faulthandler_timeout=60 "${only[@]}" "$file"
+      --tb=short --maxfail=20 -o faulthandler_timeout=60 "${only[@]}" "$file"
     status=$?
     ((status == 0 || status == 5)) || failed=1 # 5: it has none
     printf '%s: %s\n' "$file" "$status"
@@ -103,11 +104,11 @@ rows() {
 }
 benchmarks() {
   rows --phases forward --cases $dense \
-    --forms fused fused:hopper fused:portable sdpa:flash sdpa:cudnn sdpa:efficient sdpa naive
+    --forms fused fused:hopper fused:portable sdpa:flash sdpa:cudnn sdpa:efficient sdpa naive published
 }
 # What has to be compiled, or is slow.
 peers() { rows --phases forward --cases base-97-n4 pyramid-97-n4 --forms flex compile sdpa:math; }
-steps() { rows --phases backward step --cases base-97-n4 pyramid-97-n4 --forms fused fused:hopper sdpa naive; }
+steps() { rows --phases backward step --cases base-97-n4 pyramid-97-n4 --forms fused fused:hopper sdpa naive published; }
 
 find_tool() { command -v "$1" || ls "${CUDA_HOME:-/usr/local/cuda}/bin/$1" 2>/dev/null; }
 
@@ -162,6 +163,6 @@ visit() {
   stage steps 60
   stage all_tests 400
 }
-visit > >(tee -a "$OUT/visit.log") 2>&1
+visit 2>&1 | tee -a "$OUT/visit.log"
 printf '\n' && cat "$OUT/summary.txt"
 ! grep -qE ': (failed|stopped|not tried)' "$OUT/summary.txt"

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from benchmarks.hopper.inputs import features
-from benchmarks.hopper.library import VARIANTS, Call, Target, Variant, run
+from benchmarks.hopper.library import VARIANTS, Call, Inputs, Target, Variant, run
 from benchmarks.hopper.reference import Expected, expect, judge
 from benchmarks.rates import Rates, measure_rates
 from benchmarks.run import describe_machine
@@ -37,12 +37,22 @@ _SAMPLES = 64  # rows of each image that float64 checks
 
 @dataclass(frozen=True)
 class Experiment:
-    """A variant and how its work is dealt; what it is compared with is the shipped one."""
+    """A variant and how its work is dealt; what it is compared with is the shipped one.
+
+    Attributes:
+        question: What is asked by it.
+        variant: The kernel.
+        own_keys_first: As in a call.
+        whole_tiles: As in a call.
+        as_many_as_run: Whether there are no more workers than clusters that run at once, which an
+            earlier experiment with this variant has found out.
+    """
 
     question: str
     variant: Variant
     own_keys_first: int = -1
     whole_tiles: int = 0
+    as_many_as_run: bool = False
 
     def call(self, images: int, tokens: int) -> Call:
         """Return the call of a batch."""
@@ -69,6 +79,7 @@ EXPERIMENTS = (
     _other("64 keys", cols=64),
     Experiment("whole tiles", SHIPPED, whole_tiles=1),
     Experiment("first keys first", SHIPPED, own_keys_first=0),
+    Experiment("as many clusters as run at once", SHIPPED, as_many_as_run=True),
     _other("blocks alone, turns", cluster=1, turns=1),
     _other("64 keys, turns", cols=64, turns=1),
     _other("64 keys, blocks alone", cols=64, cluster=1),
@@ -90,30 +101,44 @@ def measure(
 ) -> Iterator[dict[str, Any]]:
     """Yield a row for each experiment and batch, batch by batch."""
     references: dict[tuple[int, int], Expected] = {}
+    at_once: dict[Variant, int] = {}
     for images in batches:
         for experiment in experiments:
             call = experiment.call(images, tokens)
+            if experiment.as_many_as_run:
+                call = dataclasses.replace(call, workers=at_once.get(experiment.variant, 0))
             inputs = features(call)
             key = call.channels, images
             if key not in references:
                 rows = np.linspace(0, tokens - 1, min(tokens, _SAMPLES)).astype(int)
                 references[key] = expect(call, inputs, [int(row) for row in rows])
-            row = {"question": experiment.question, "variant": experiment.variant.name}
-            row_call = {"call": dataclasses.asdict(call)}
-            try:
-                results = run(
-                    target, experiment.variant, call, inputs, residual=False, repeats=repeats
-                )
-            except ProbeError as error:
-                yield {**row, **row_call, "status": "failed", "reason": str(error)}
-                continue
-            verdict = judge(results, references[key])
-            found = {"error": verdict.error, "plan": results.plan._asdict()}
-            if verdict.reason:
-                yield {**row, **row_call, **found, "status": "wrong", "reason": verdict.reason}
-            else:
-                times = _times(call, [float(each) for each in results.times_ms])
-                yield {**row, **row_call, **found, "status": "ok", "reason": "", **times}
+            row = _row(target, experiment, call, inputs, references[key], repeats)
+            if "plan" in row:
+                at_once[experiment.variant] = row["plan"]["clusters_at_once"]
+            yield row
+
+
+def _row(
+    target: Target,
+    experiment: Experiment,
+    call: Call,
+    inputs: Inputs,
+    expected: Expected,
+    repeats: int,
+) -> dict[str, Any]:
+    """Check and time one call; ``status`` is ``ok``, ``wrong`` or ``failed``."""
+    variant = experiment.variant
+    asked = {"question": experiment.question, "variant": variant.name}
+    row: dict[str, Any] = {**asked, "call": dataclasses.asdict(call)}
+    try:
+        results = run(target, variant, call, inputs, residual=False, repeats=repeats)
+    except ProbeError as error:
+        return {**row, "status": "failed", "reason": str(error)}
+    verdict = judge(results, expected)
+    row |= {"error": verdict.error, "plan": results.plan._asdict(), "reason": verdict.reason}
+    if verdict.reason:
+        return {**row, "status": "wrong"}
+    return {**row, "status": "ok", **_times(call, [float(each) for each in results.times_ms])}
 
 
 def _times(call: Call, times_ms: Sequence[float]) -> dict[str, Any]:
@@ -173,7 +198,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def line(row: dict[str, Any], rates: Rates | None) -> str:
     """Return a row as text."""
-    head = f"{row['status']:<7}B={row['call']['images']} {row['question']:<28}{row['variant']:<32}"
+    head = f"{row['status']:<7}B={row['call']['images']} {row['question']:<33}{row['variant']:<32}"
     if "tflop_s" not in row:
         return f"{head} {row['reason']}"
     share = "" if rates is None else f", {row['tflop_s'] / rates.matmul_tflop_s:.0%} of a product"
