@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ocnet.engine.workload import Call, Form
@@ -14,33 +15,49 @@ from ocnet.ops._backends import AUTO, Backends
 
 OURS = "fused"
 OVER_INPUT = "inplace"  # the same, its result written over its first argument
-# The forward kernels that the CUDA back end has to choose from, and the number of keys up to which it
-# takes the portable ones where it is made to take either.
+# The kernels that the CUDA back end has to choose from, and the number of keys up to which it takes the
+# portable ones where it is made to take either.
 HOPPER, PORTABLE = "hopper", "portable"
 _FEW_KEYS = {HOPPER: 0, PORTABLE: 2**31}
+_FEW_KEYS_ITSELF = _hopper.FEW_KEYS
 _CUDA = "cuda"
 
 
 @contextmanager
 def _made_to_take(kernels: str) -> Iterator[None]:
-    before = _hopper.FEW_KEYS
     _hopper.FEW_KEYS = _FEW_KEYS[kernels]
     try:
         yield
     finally:
-        _hopper.FEW_KEYS = before
+        _left_to_itself()
+
+
+def _left_to_itself() -> None:
+    _hopper.FEW_KEYS = _FEW_KEYS_ITSELF
+
+
+def _made_to_take_backward(kernels: str, results: Tensor | Sequence[Tensor]) -> None:
+    """Make the backward pass of results take them too."""
+
+    def begin(_: object) -> None:
+        _hopper.FEW_KEYS = _FEW_KEYS[kernels]
+        torch.autograd.Variable._execution_engine.queue_callback(_left_to_itself)  # at its end
+
+    for out in (results,) if isinstance(results, Tensor) else results:
+        if out.grad_fn is not None:
+            out.grad_fn.register_prehook(begin)
 
 
 @dataclass(frozen=True)
 class Hopper:
-    """An op's forward kernels on Hopper's own instructions.
+    """An op's kernels on Hopper's own instructions.
 
     Attributes:
         kernels: What the CUDA back end asks.
         keys_of: Returns how many keys a query of a problem sees at most.
     """
 
-    kernels: _hopper.HopperForward
+    kernels: _hopper.HopperKernels
     keys_of: Callable[[Any], int]
 
     def refuse(self, problem: Any) -> str | None:
@@ -56,7 +73,7 @@ class Op:
         compute: The op; takes ``backend`` by name.
         backends: Its back ends.
         problem_of: Describes a workload as they take it.
-        hopper: Its forward kernels for Hopper, if it has some.
+        hopper: Its kernels for Hopper, if it has some.
     """
 
     compute: Callable[..., Tensor | Sequence[Tensor]]
@@ -65,7 +82,7 @@ class Op:
     hopper: Hopper | None = None
 
     def forms(self, provider: str) -> list[Form]:
-        """Return one form for each back end, of that provider, and for each kind of forward kernels.
+        """Return one form for each back end, of that provider, and for each kind of CUDA kernels.
 
         The latter come first: they say more of what is measured.
         """
@@ -83,7 +100,7 @@ class Op:
         return self.backends.explain(self.problem_of(workload), requested).chosen
 
     def kernels(self, form: str, workload: Call) -> str | None:
-        """Return which forward kernels a form of this package runs; ``None`` where it runs none.
+        """Return which kernels a form of this package runs; ``None`` where it runs none.
 
         Two forms with one answer are measured to no other end.
         """
@@ -99,7 +116,9 @@ class Op:
     def _form_of_kernels(self, kind: str, hopper: Hopper | None, provider: str) -> Form:
         def compute(*tensors: Tensor, **options: Any) -> Tensor | Sequence[Tensor]:
             with _made_to_take(kind):
-                return self.compute(*tensors, **options, backend=_CUDA)
+                results = self.compute(*tensors, **options, backend=_CUDA)
+            _made_to_take_backward(kind, results)
+            return results
 
         def refuses(workload: Call) -> str:
             problem = self.problem_of(workload)

@@ -44,7 +44,7 @@ def backend_of(form: str, workload: Call) -> str | None:
 
 
 def kernels_of(form: str, workload: Call) -> str | None:
-    """Return which forward kernels a form of this package runs for a workload; ``None`` for others."""
+    """Return which kernels a form of this package runs for a workload; ``None`` for others."""
     return _OTHERS.get(type(workload), (FORMS, OP))[1].kernels(form, workload)
 
 

@@ -30,25 +30,6 @@ struct Matrices {
   TokenMatrix<scalar_t> grad_query, grad_key, grad_value;
 };
 
-void check_backward(const char* function, const BackwardTensors& tensors) {
-  const Tensor& query = tensors.query;
-  const Sizes sizes = check_inputs(function, query, tensors.key, tensors.value);
-  const auto check = [&](const char* argument, std::initializer_list<int64_t> shape,
-                         const std::optional<Tensor>& tensor) {
-    if (tensor.has_value()) check_matrix(function, argument, query, shape, *tensor);
-  };
-  check("out", {sizes.images, sizes.queries, sizes.value_channels}, tensors.out);
-  check("grad_out", {sizes.images, sizes.queries, sizes.value_channels}, tensors.grad_out);
-  check("residual", {sizes.images, sizes.queries, sizes.value_channels}, tensors.residual);
-  check_lse(function, query, sizes, tensors.lse);
-  check("grad_query", {sizes.images, sizes.queries, sizes.channels}, tensors.grad_query);
-  if (tensors.grad_key.has_value() && !tensors.key.has_value()) {
-    fail_argument(function, "grad_key", "be absent without a key", "a tensor");
-  }
-  check("grad_key", {sizes.images, sizes.keys, sizes.channels}, tensors.grad_key);
-  check("grad_value", {sizes.images, sizes.keys, sizes.value_channels}, tensors.grad_value);
-}
-
 void check_operands(const char* function, const BackwardTensors& tensors) {
   check_operand(function, "query", tensors.query);
   if (tensors.key.has_value()) check_operand(function, "key", *tensors.key);
@@ -107,7 +88,8 @@ void launch_delta(const Stages& stages, const std::vector<Matrices<scalar_t>>& m
   std::vector<StageWork> work;
   for (size_t i = 0; i < stages.size(); ++i) {
     const Matrices<scalar_t>& from = matrices[i];
-    params.stages[i] = {from.grad_out, from.out, from.residual, from.delta_out};
+    params.stages[i] = {from.grad_out, from.out, from.residual, from.delta_out, nullptr,
+                        nullptr,       0};
     work.push_back({static_cast<int>(stages[i].query.size(0)), one_group(from.out.tokens), 0});
   }
   params.work = list_work(work);

@@ -10,9 +10,16 @@
 #include "common/launch.cuh"
 #include "common/math.h"
 #include "common/ptx/arithmetic.cuh"
+#include "common/ptx/dependent_launch.cuh"
 #include "common/tokens.h"
 
 namespace ocnet {
+
+// What kernels that stream tokens want to know of one besides its channels: lse in powers of two,
+// and delta.
+struct alignas(8) RowNumbers {
+  float lse, delta;
+};
 
 // Matrices of whole maps, any strides. Groups do not matter here.
 template <typename scalar_t>
@@ -20,7 +27,10 @@ struct DeltaStage {
   TokenMatrix<const scalar_t> grad_out;  // (N, L, Ev)
   TokenMatrix<const scalar_t> out;       // (N, L, Ev)
   TokenMatrix<const scalar_t> residual;  // (N, L, Ev); data is null where there is none
-  accumulator_t<scalar_t>* delta;        // (N, L), contiguous
+  accumulator_t<scalar_t>* delta;        // (N, L), contiguous; null where numbers are wanted
+  const accumulator_t<scalar_t>* lse;    // (N, L), contiguous, for the numbers
+  RowNumbers* numbers;                   // (N, numbers_pitch), zero from L on
+  int numbers_pitch;
 };
 
 template <typename scalar_t>
@@ -41,6 +51,22 @@ OCNET_DEVICE accumulator_t<scalar_t> delta_operand(scalar_t gradient, bool tf32)
   return wide;
 }
 
+template <typename scalar_t>
+OCNET_DEVICE void store_delta(const DeltaStage<scalar_t>& stage, int64_t image, int tokens,
+                              int token, accumulator_t<scalar_t> delta) {
+  if (stage.delta != nullptr) {
+    if (token < tokens) stage.delta[image * tokens + token] = delta;
+  } else if (token < stage.numbers_pitch) {
+    constexpr float kLog2E = 1.44269504f;
+    RowNumbers numbers = {0, 0};
+    if (token < tokens) {
+      numbers = {static_cast<float>(stage.lse[image * tokens + token]) * kLog2E,
+                 static_cast<float>(delta)};
+    }
+    stage.numbers[image * stage.numbers_pitch + token] = numbers;
+  }
+}
+
 constexpr int kDeltaTokens = 32;
 
 // delta[n][l] = <grad_out_l, out_l + residual_l>, but NaN when grad_out_l has an infinity: then dP
@@ -55,6 +81,7 @@ oc_attention_bwd_delta_kernel(OCNET_GRID_CONSTANT DeltaParams<scalar_t> params) 
   using acc_t = accumulator_t<scalar_t>;
   constexpr int kTokens = kDeltaTokens;
   constexpr int kParts = 8;
+  ptx::allow_next_launch();
   acc_t* const partial = device::shared_memory<acc_t>();  // (kParts, kTokens)
 
   const WorkPlace place = locate_work(params.work, device::block_index());
@@ -82,11 +109,11 @@ oc_attention_bwd_delta_kernel(OCNET_GRID_CONSTANT DeltaParams<scalar_t> params) 
   device::barrier();
 
   const int owned = first_token + thread;
-  if (thread < kTokens && owned < out.tokens) {
+  if (thread < kTokens) {
     acc_t total = 0;
     OCNET_UNROLL
     for (int i = 0; i < kParts; ++i) total += partial[i * kTokens + thread];
-    stage.delta[place.image * out.tokens + owned] = total;
+    store_delta(stage, place.image, out.tokens, owned, total);
   }
 }
 

@@ -72,7 +72,7 @@ void run_tile(const AttentionCall& call, const Stages& stages, const Sizes& size
   params.scale_log2 = static_cast<float>(call.scale * kLog2E);
   const int slices = static_cast<int>(ceil_div(sizes.value_channels, Tile::kValues));
   params.plan = deal_hopper(params.work, !call.partitions.empty(), kTileRows, Tile::kCols, slices,
-                            launch.multiprocessors() / Tile::kCluster);
+                            max_of(launch.multiprocessors() / Tile::kCluster, 1));
   // Freed when this returns, and reused after the kernels: the allocator knows the stream.
   std::optional<Tensor> workspace;
   if (params.plan.steps > 0) {

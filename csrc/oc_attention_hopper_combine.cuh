@@ -3,6 +3,7 @@
 #pragma once
 
 #include "common/launch.cuh"
+#include "common/ptx/dependent_launch.cuh"
 #include "oc_attention_combine.cuh"
 #include "oc_attention_fwd_stage.cuh"
 #include "oc_attention_hopper_tile.h"
@@ -34,6 +35,7 @@ struct HopperCombineParams {
 template <typename scalar_t>
 OCNET_KERNEL(kCombineThreads, 2)
 oc_attention_hopper_combine_kernel(OCNET_GRID_CONSTANT HopperCombineParams<scalar_t> params) {
+  ptx::wait_for_earlier_launches();
   const int blocks = params.tile_rows / kCombineRows;
   const auto block = static_cast<int>(device::block_index());
   TileParts tile;
@@ -62,7 +64,9 @@ void launch_oc_attention_hopper_combine(const HopperCombineParams<scalar_t>& par
                                         const Launch& launch) {
   if (params.plan.steps == 0 || params.plan.workers < 2) return;
   const int64_t blocks = int64_t{params.plan.workers - 1} * (params.tile_rows / kCombineRows);
-  launch(oc_attention_hopper_combine_kernel<scalar_t>, Grid{blocks, kCombineThreads, 0}, params);
+  Grid grid{blocks, kCombineThreads};
+  grid.programmatic = true;
+  launch(oc_attention_hopper_combine_kernel<scalar_t>, grid, params);
 }
 
 }  // namespace ocnet

@@ -15,17 +15,6 @@
 #include "oc_attention_hopper_work.h"
 
 namespace ocnet {
-namespace ptx {
-#if defined(__CUDACC__)
-OCNET_DEVICE uint32_t opaque(uint32_t x) {
-  asm volatile("" : "+r"(x));
-  return x;
-}
-#else
-OCNET_EMULATED uint32_t opaque(uint32_t x) { return x; }
-#endif
-}  // namespace ptx
-
 struct HopperMaps {
   TensorMap query, key, value;
 };
@@ -100,12 +89,16 @@ struct RingStep {
       : stage(step % kHopperStages), parity(step / kHopperStages % 2) {}
 };
 
-// What all producers do: wait for room, fill it. `Copies` has query, keys and values.
-template <typename Tile, typename Copies>
-OCNET_DEVICE void produce(const HopperFwdParams<typename Tile::scalar_t>& params, int worker,
-                          Copies& copies) {
+// What all producers do: wait for room, fill it. `Copies` has query, keys and values, and does in
+// make_way what consumers need before they make room.
+template <typename Tile, typename Params, typename Copies>
+OCNET_DEVICE void produce(const Params& params, int worker, Copies& copies) {
   constexpr int kTileRows = Tile::kCluster * kHopperRows;
   const HopperBuffers<Tile> buffers;
+  const auto room = [&](const HopperBuffer& buffer, uint32_t parity) {
+    copies.make_way();
+    ptx::mbarrier_wait(buffer.empty, parity ^ 1);
+  };
   HopperWalk walk(params.plan, worker);
   HopperJob job;
   int step = 0;
@@ -117,16 +110,16 @@ OCNET_DEVICE void produce(const HopperFwdParams<typename Tile::scalar_t>& params
     for (int i = 0; i < task.steps; ++i, ++step) {
       const RingStep ring(step);
       const HopperBuffer keys = buffers.keys(ring.stage);
-      ptx::mbarrier_wait(keys.empty, ring.parity ^ 1);
+      room(keys, ring.parity);
       copies.keys(keys, tiles.tile * Tile::kCols);
       if (i == 0) {  // keys have a buffer to spare, queries must wait for the end of a job
         const HopperBuffer query = buffers.query();
-        ptx::mbarrier_wait(query.empty, job_parity ^ 1);
+        room(query, job_parity);
         if (device::thread_index() == 0) buffers.task(job_parity) = task;
         copies.query(query, task.row_tile * kTileRows);
       }
       const HopperBuffer values = buffers.values(ring.stage);
-      ptx::mbarrier_wait(values.empty, ring.parity ^ 1);
+      room(values, ring.parity);
       copies.values(values, tiles.tile * Tile::kCols);
       tiles.advance();
     }
@@ -174,6 +167,7 @@ class EngineCopies {
     ptx::mbarrier_arrive_expect(to.full, Tile::kValueBytes);
     streamed<Tile::kValues>(to, maps_.value, first_token, first_channel_);
   }
+  OCNET_DEVICE void make_way() const {}
   OCNET_DEVICE void end() const {}
 
  private:
@@ -209,6 +203,35 @@ class EngineCopies {
   int first_channel_ = 0;
 };
 
+// Copies by the threads of the producer's warpgroup: starts those of kTokens rows by kChannels,
+// zero where there are none, laid out as the copy engine does.
+template <int kTokens, int kChannels, typename scalar_t>
+OCNET_DEVICE void copy_rows(uint32_t to, const GroupMatrix<const scalar_t>& rows, int first_token,
+                            int first_channel) {
+  constexpr int kWidth = 16 / static_cast<int>(sizeof(scalar_t));  // elements of a copy
+  constexpr int kPieces = kChannels / kWidth;                      // of a row
+  constexpr int kAtOnce = device::kWarpgroupThreads / kPieces;
+  const int thread = device::thread_index();
+  const int piece = thread % kPieces;
+  const int channel = first_channel + piece * kWidth;
+  // Of what is left of a row; a row of no bytes is still read from a legal place.
+  const int left = min_of(max_of(rows.channels - channel, 0), kWidth);
+  const uint32_t line = to + piece / 8 * kTokens * kLineBytes + piece % 8 * 16;
+  for (int row = thread / kPieces; row < kTokens; row += kAtOnce) {
+    const int token = first_token + row;
+    const bool valid = token < rows.tokens && left > 0;
+    ptx::copy_async<16>(ptx::swizzle_128(line + row * kLineBytes),
+                        rows.at(valid ? token : 0, valid ? channel : 0),
+                        valid ? left * static_cast<int>(sizeof(scalar_t)) : 0);
+  }
+}
+// Tells consumers that what the warpgroup has copied, and waited for, is theirs.
+OCNET_DEVICE void hand_over_copies(uint32_t full) {
+  ptx::fence_proxy_async();
+  device::sync_warp();
+  if (device::lane_index() == 0) ptx::mbarrier_arrive(full);
+}
+
 // Copies by the threads of the producer's warpgroup, of any tokens whose channels lie side by side:
 // groups of pixels need no gathering. A buffer is handed over one copy later, when its own has
 // come.
@@ -235,43 +258,25 @@ class ThreadCopies {
     copy<Tile::kCols, Tile::kValues>(to, stages_[family_->stage].value, family_->streamed,
                                      first_token, task_->slice * Tile::kValues);
   }
+  OCNET_DEVICE void make_way() const {}
   OCNET_DEVICE void end() {
     ptx::copy_async_wait<0>();
     hand_over();
   }
 
  private:
-  static constexpr int kWidth = 16 / static_cast<int>(sizeof(scalar_t));  // elements of a copy
-
   template <int kTokens, int kChannels>
   OCNET_DEVICE void copy(const HopperBuffer& to, const TokenMatrix<const scalar_t>& maps,
                          int tokens, int first_token, int first_channel) {
     const GroupMatrix<const scalar_t> rows(span_of(maps, *task_, *family_, tokens), family_->steps);
-    constexpr int kPieces = kChannels / kWidth;  // of a row
-    constexpr int kAtOnce = device::kWarpgroupThreads / kPieces;
-    const int thread = device::thread_index();
-    const int piece = thread % kPieces;
-    const int channel = first_channel + piece * kWidth;
-    // Of what is left of a row; a row of no bytes is still read from a legal place.
-    const int left = min_of(max_of(maps.channels - channel, 0), kWidth);
-    const uint32_t line = to.data + piece / 8 * kTokens * kLineBytes + piece % 8 * 16;
-    for (int row = thread / kPieces; row < kTokens; row += kAtOnce) {
-      const int token = first_token + row;
-      const bool valid = token < tokens && left > 0;
-      ptx::copy_async<16>(ptx::swizzle_128(line + row * kLineBytes),
-                          rows.at(valid ? token : 0, valid ? channel : 0),
-                          valid ? left * static_cast<int>(sizeof(scalar_t)) : 0);
-    }
+    copy_rows<kTokens, kChannels>(to.data, rows, first_token, first_channel);
     ptx::copy_async_commit();
     ptx::copy_async_wait<1>();
     hand_over();
     pending_ = to.full;
   }
   OCNET_DEVICE void hand_over() {
-    if (pending_ == 0) return;
-    ptx::fence_proxy_async();
-    device::sync_warp();
-    if (device::lane_index() == 0) ptx::mbarrier_arrive(pending_);
+    if (pending_ != 0) hand_over_copies(pending_);
     pending_ = 0;
   }
 

@@ -4,6 +4,8 @@
 #pragma once
 
 #include "common/launch.cuh"
+#include "common/ptx/address.cuh"
+#include "common/ptx/dependent_launch.cuh"
 #include "common/ptx/registers.cuh"
 #include "common/ptx/wgmma.cuh"
 #include "oc_attention_combine.cuh"
@@ -183,6 +185,7 @@ class HopperConsumer {
     weigh(softmax, scores, valid_keys());
     pack(softmax, weights, scores);
     while (step_ + 1 < end) {
+      // Descriptors are made anew in every step: kept, they would spill.
       const uint32_t rows = ptx::opaque(first_row);
       const HopperBuffer values = full_values();
       ++step_;
@@ -294,6 +297,7 @@ oc_attention_hopper_fwd_kernel(
     }
   };
   meet();
+  ptx::allow_next_launch();  // the combination of parts has its blocks ready
   if (device::warp_index() < 4) {
     ptx::lower_registers<Tile::kProducerRegisters>();
     if constexpr (Tile::kSource == HopperSource::kGroups) {
@@ -307,6 +311,7 @@ oc_attention_hopper_fwd_kernel(
     ptx::raise_registers<Tile::kConsumerRegisters>();
     HopperConsumer<Tile>(params).run(worker);
   }
+  device::sync_warp();  // the lanes that did not copy are here already
   // Until here a block's shared memory is what the others of its cluster write to.
   if constexpr (Tile::kCluster > 1) meet();
 #endif

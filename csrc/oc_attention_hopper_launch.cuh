@@ -4,7 +4,7 @@
 
 #include <type_traits>
 
-#include "common/tensor_map.h"
+#include "common/tensor_map_cache.h"
 #include "oc_attention_hopper_fwd.cuh"
 
 namespace ocnet {
@@ -40,7 +40,7 @@ TensorMap tensor_map(const char* function, const TokenMatrix<const typename Tile
   request.box[0] = Tile::kLine;
   request.box[1] = static_cast<uint32_t>(kByChannels ? tokens : channels);
   request.box[2] = 1;
-  return encode_tensor_map(function, request);
+  return cached_tensor_map(function, request);
 }
 
 template <typename Tile>

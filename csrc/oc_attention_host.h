@@ -45,6 +45,8 @@ struct AttentionCall {
 void attend(const AttentionCall& call, const std::vector<ForwardTensors>& stages);
 void attend_on_hopper(const AttentionCall& call, const std::vector<ForwardTensors>& stages);
 void attend_backward(const AttentionCall& call, const std::vector<BackwardTensors>& stages);
+void attend_backward_on_hopper(const AttentionCall& call,
+                               const std::vector<BackwardTensors>& stages);
 
 struct Sizes {
   int64_t images, queries, keys, channels, value_channels;
@@ -111,6 +113,26 @@ inline Sizes check_forward(const AttentionCall& call, const std::vector<ForwardT
     sizes = check_forward(call.function, stage);
     if (!call.partitions.empty()) check_stage(call, stages[0], stage);
   }
+  return sizes;
+}
+
+inline Sizes check_backward(const char* function, const BackwardTensors& tensors) {
+  const Tensor& query = tensors.query;
+  const Sizes sizes = check_inputs(function, query, tensors.key, tensors.value);
+  const auto check = [&](const char* argument, std::initializer_list<int64_t> shape,
+                         const std::optional<Tensor>& tensor) {
+    if (tensor.has_value()) check_matrix(function, argument, query, shape, *tensor);
+  };
+  check("out", {sizes.images, sizes.queries, sizes.value_channels}, tensors.out);
+  check("grad_out", {sizes.images, sizes.queries, sizes.value_channels}, tensors.grad_out);
+  check("residual", {sizes.images, sizes.queries, sizes.value_channels}, tensors.residual);
+  check_lse(function, query, sizes, tensors.lse);
+  check("grad_query", {sizes.images, sizes.queries, sizes.channels}, tensors.grad_query);
+  if (tensors.grad_key.has_value() && !tensors.key.has_value()) {
+    fail_argument(function, "grad_key", "be absent without a key", "a tensor");
+  }
+  check("grad_key", {sizes.images, sizes.keys, sizes.channels}, tensors.grad_key);
+  check("grad_value", {sizes.images, sizes.keys, sizes.value_channels}, tensors.grad_value);
   return sizes;
 }
 

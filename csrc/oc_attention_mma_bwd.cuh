@@ -30,24 +30,12 @@
 #include "common/mma_tile.cuh"
 #include "oc_attention_bwd_combine.cuh"
 #include "oc_attention_bwd_tiles.h"
+#include "oc_attention_bwd_weights.cuh"
 #include "oc_attention_mma_bwd_stage.cuh"
 
 namespace ocnet {
 
 namespace bwd {
-
-// Powers of two that P' is multiplied by, and grad_value divided: P' is at most 1, and with many
-// keys it would lie among the subnormals of Float16.
-template <typename Math>
-struct WeightShift {
-  static constexpr float kBits = 0;
-  static constexpr float kInverse = 1;
-};
-template <>
-struct WeightShift<NarrowMath<Float16>> {
-  static constexpr float kBits = 15;
-  static constexpr float kInverse = 0x1p-15f;
-};
 
 // 2^bits * exp(scale * product - lse). The difference is rounded before it is multiplied by
 // log2(e): it is small where the weight is not.
@@ -55,11 +43,6 @@ OCNET_DEVICE float weight(float product, float scale, float lse, float bits = 0)
   constexpr float kLog2E = 1.44269504f;
   return ptx::exp2_approx(std::fma(std::fma(product, scale, -lse), kLog2E, bits));
 }
-
-// Four neighbouring sums of a thread: one access to shared memory.
-struct alignas(16) Quad {
-  float at[4];
-};
 
 // What a thread knows of its block.
 template <typename Math, int kWidth, int kCols>
@@ -297,7 +280,8 @@ struct Block {
       OCNET_UNROLL
       for (int i = 0; i < 4; ++i) {
         const int col = n * 8 + device::lane_index() % 4 * 2 + i % 2;
-        const float value = weight(scores[n][i], params.scale, lse[col], WeightShift<Math>::kBits);
+        const float value = weight(scores[n][i], params.scale, lse[col],
+                                   WeightShift<typename Math::storage_t>::kBits);
         weights[n][i] = col < left ? value : 0.0f;
       }
     }
@@ -357,7 +341,7 @@ struct Block {
       store_rows(sums, to.image(image), first_token(), first_channel);
       return;
     }
-    const float factor = leads ? WeightShift<Math>::kInverse : params.scale;
+    const float factor = leads ? WeightShift<typename Math::storage_t>::kInverse : params.scale;
     OCNET_UNROLL
     for (int n = 0; n < kWidth / 8; ++n) {
       OCNET_UNROLL
@@ -503,7 +487,7 @@ void launch_oc_attention_mma_bwd(const char* function,
   if (splits > 1) {
     combine_shares(params.token_sums, stage.grad_tokens, images, splits, params.scale, launch);
     combine_shares(params.value_sums, stage.grad_value, images, splits,
-                   bwd::WeightShift<Math>::kInverse, launch);
+                   bwd::WeightShift<typename Math::storage_t>::kInverse, launch);
   }
 }
 

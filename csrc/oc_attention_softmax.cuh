@@ -45,10 +45,17 @@ struct SoftmaxRows {
   template <int kCols, int kGrowth = kLazyGrowth>
   OCNET_DEVICE Growth raise(const float (&scores)[kCols / 8][4], float scale_log2, int keys) {
     float top[2];
-    if (keys < kCols) {
-      row_maxima<kCols, true>(top, scores, scale_log2, keys);
+    if (keys < kCols || scale_log2 < 0) {
+      scaled_maxima<kCols>(top, scores, scale_log2, keys);
     } else {
-      row_maxima<kCols, false>(top, scores, scale_log2, keys);
+      // Scaling keeps their order, so the largest alone is scaled.
+      OCNET_UNROLL
+      for (int r = 0; r < 2; ++r) top[r] = row_maximum<kCols>(scores, r) * scale_log2;
+    }
+    OCNET_UNROLL
+    for (int r = 0; r < 2; ++r) {
+      top[r] = ocnet::maximum(top[r], device::shuffle_xor(top[r], 1));
+      top[r] = ocnet::maximum(top[r], device::shuffle_xor(top[r], 2));
     }
     return raise<kGrowth>(top);
   }
@@ -141,23 +148,27 @@ struct SoftmaxRows {
   // The first of this lane's columns in a tile; pair n is 8 n further on.
   OCNET_DEVICE static int first_column() { return device::lane_index() % 4 * 2; }
 
-  template <int kCols, bool kRagged>
-  OCNET_DEVICE static void row_maxima(float (&top)[2], const float (&scores)[kCols / 8][4],
-                                      float scale_log2, int keys) {
+  template <int kCols>
+  OCNET_DEVICE static float row_maximum(const float (&scores)[kCols / 8][4], int r) {
+    float top = negative_infinity<float>();
+    OCNET_UNROLL
+    for (int n = 0; n < kCols / 8; ++n) {
+      top = ocnet::maximum(ocnet::maximum(top, scores[n][2 * r]), scores[n][2 * r + 1]);
+    }
+    return top;
+  }
+  // Of scaled scores, of which those from `keys` on do not count.
+  template <int kCols>
+  OCNET_DEVICE static void scaled_maxima(float (&top)[2], const float (&scores)[kCols / 8][4],
+                                         float scale_log2, int keys) {
     const int left = keys - first_column();
     top[0] = top[1] = negative_infinity<float>();
     OCNET_UNROLL
     for (int n = 0; n < kCols / 8; ++n) {
       OCNET_UNROLL
       for (int i = 0; i < 4; ++i) {
-        const bool valid = !kRagged || n * 8 + i % 2 < left;
-        top[i / 2] = masked_maximum(top[i / 2], scores[n][i] * scale_log2, valid);
+        top[i / 2] = masked_maximum(top[i / 2], scores[n][i] * scale_log2, n * 8 + i % 2 < left);
       }
-    }
-    OCNET_UNROLL
-    for (int r = 0; r < 2; ++r) {
-      top[r] = ocnet::maximum(top[r], device::shuffle_xor(top[r], 1));
-      top[r] = ocnet::maximum(top[r], device::shuffle_xor(top[r], 2));
     }
   }
 

@@ -7,6 +7,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include "oc_attention_hopper.h"
+#include "oc_attention_hopper_bwd.h"
 #include "oc_attention_host.h"
 #include "partitioned_attention.h"
 #include "partitioned_attention_host.h"
@@ -46,6 +47,33 @@ std::vector<ForwardTensors> forward_stages(const char* function, const TensorLis
   return stages;
 }
 
+std::vector<BackwardTensors> backward_stages(const char* function, const TensorList& grad_out,
+                                             const TensorList& query, const TensorList& key,
+                                             const TensorList& value, const TensorList& out,
+                                             const TensorList& lse, const TensorList& residual,
+                                             const TensorList& grad_query,
+                                             const TensorList& grad_key,
+                                             const TensorList& grad_value) {
+  check_stage_count(function, query);
+  const size_t count = query.size();
+  check_list(function, "grad_out", count, false, grad_out);
+  check_list(function, "key", count, true, key);
+  check_list(function, "value", count, false, value);
+  check_list(function, "out", count, false, out);
+  check_list(function, "lse", count, false, lse);
+  check_list(function, "residual", count, true, residual);
+  check_list(function, "grad_query", count, true, grad_query);
+  check_list(function, "grad_key", count, true, grad_key);
+  check_list(function, "grad_value", count, true, grad_value);
+  std::vector<BackwardTensors> stages;
+  for (size_t i = 0; i < count; ++i) {
+    stages.push_back({grad_out[i], query[i], stage_of(key, i), value[i], out[i], lse[i],
+                      stage_of(residual, i), stage_of(grad_query, i), stage_of(grad_key, i),
+                      stage_of(grad_value, i)});
+  }
+  return stages;
+}
+
 }  // namespace
 
 void partitioned_attention_fwd(TensorList query, TensorList key, TensorList value,
@@ -70,24 +98,20 @@ void partitioned_attention_bwd(TensorList grad_out, TensorList query, TensorList
                                bool tf32, TensorList grad_query, TensorList grad_key,
                                TensorList grad_value) {
   constexpr const char* kFunction = "partitioned_attention_bwd";
-  check_stage_count(kFunction, query);
-  const size_t count = query.size();
-  check_list(kFunction, "grad_out", count, false, grad_out);
-  check_list(kFunction, "key", count, true, key);
-  check_list(kFunction, "value", count, false, value);
-  check_list(kFunction, "out", count, false, out);
-  check_list(kFunction, "lse", count, false, lse);
-  check_list(kFunction, "residual", count, true, residual);
-  check_list(kFunction, "grad_query", count, true, grad_query);
-  check_list(kFunction, "grad_key", count, true, grad_key);
-  check_list(kFunction, "grad_value", count, true, grad_value);
-  std::vector<BackwardTensors> stages;
-  for (size_t i = 0; i < count; ++i) {
-    stages.push_back({grad_out[i], query[i], stage_of(key, i), value[i], out[i], lse[i],
-                      stage_of(residual, i), stage_of(grad_query, i), stage_of(grad_key, i),
-                      stage_of(grad_value, i)});
-  }
+  const auto stages = backward_stages(kFunction, grad_out, query, key, value, out, lse, residual,
+                                      grad_query, grad_key, grad_value);
   attend_backward(describe(kFunction, stages, partition, scale, tf32), stages);
+}
+
+void partitioned_attention_hopper_bwd(TensorList grad_out, TensorList query, TensorList key,
+                                      TensorList value, TensorList out, TensorList lse,
+                                      TensorList residual, std::vector<int64_t> partition,
+                                      double scale, TensorList grad_query, TensorList grad_key,
+                                      TensorList grad_value) {
+  constexpr const char* kFunction = "partitioned_attention_hopper_bwd";
+  const auto stages = backward_stages(kFunction, grad_out, query, key, value, out, lse, residual,
+                                      grad_query, grad_key, grad_value);
+  attend_backward_on_hopper(describe(kFunction, stages, partition, scale, false), stages);
 }
 
 }  // namespace ocnet

@@ -8,6 +8,7 @@
 #include "oc_attention.h"
 #if defined(OCNET_HAS_HOPPER)
 #include "oc_attention_hopper.h"
+#include "oc_attention_hopper_bwd.h"
 #endif
 #include "partitioned_attention.h"
 #include "spatial_gather.h"
@@ -34,7 +35,9 @@ STABLE_TORCH_LIBRARY(OCNET_NAMESPACE, m) {
   m.def("oc_attention_bwd(Tensor grad_out, Tensor query, Tensor? key, Tensor value, Tensor out, Tensor lse, Tensor? residual, float scale, bool tf32, Tensor(a!)? grad_query, Tensor(b!)? grad_key, Tensor(c!)? grad_value) -> ()");
 #if defined(OCNET_HAS_HOPPER)
   m.def("oc_attention_hopper_fwd(Tensor query, Tensor? key, Tensor value, float scale, Tensor(a!) out, Tensor(b!) lse, Tensor(c!)? residual) -> ()");
+  m.def("oc_attention_hopper_bwd(Tensor grad_out, Tensor query, Tensor? key, Tensor value, Tensor out, Tensor lse, Tensor? residual, float scale, Tensor(a!)? grad_query, Tensor(b!)? grad_key, Tensor(c!)? grad_value) -> ()");
   m.def("partitioned_attention_hopper_fwd(Tensor[] query, Tensor[] key, Tensor[] value, int[] partition, float scale, Tensor(a!)[] out, Tensor(b!)[] lse, Tensor(c!)[] residual) -> ()");
+  m.def("partitioned_attention_hopper_bwd(Tensor[] grad_out, Tensor[] query, Tensor[] key, Tensor[] value, Tensor[] out, Tensor[] lse, Tensor[] residual, int[] partition, float scale, Tensor(a!)[] grad_query, Tensor(b!)[] grad_key, Tensor(c!)[] grad_value) -> ()");
 #endif
   m.def("partitioned_attention_fwd(Tensor[] query, Tensor[] key, Tensor[] value, int[] partition, float scale, bool tf32, Tensor(a!)[] out, Tensor(b!)[] lse, Tensor(c!)[] residual) -> ()");
   m.def("partitioned_attention_bwd(Tensor[] grad_out, Tensor[] query, Tensor[] key, Tensor[] value, Tensor[] out, Tensor[] lse, Tensor[] residual, int[] partition, float scale, bool tf32, Tensor(a!)[] grad_query, Tensor(b!)[] grad_key, Tensor(c!)[] grad_value) -> ()");
@@ -53,7 +56,9 @@ STABLE_TORCH_LIBRARY_IMPL(OCNET_NAMESPACE, OCNET_KEY, m) {
   m.impl("oc_attention_bwd", TORCH_BOX(&ocnet::oc_attention_bwd));
 #if defined(OCNET_HAS_HOPPER)
   m.impl("oc_attention_hopper_fwd", TORCH_BOX(&ocnet::oc_attention_hopper_fwd));
+  m.impl("oc_attention_hopper_bwd", TORCH_BOX(&ocnet::oc_attention_hopper_bwd));
   m.impl("partitioned_attention_hopper_fwd", TORCH_BOX(&ocnet::partitioned_attention_hopper_fwd));
+  m.impl("partitioned_attention_hopper_bwd", TORCH_BOX(&ocnet::partitioned_attention_hopper_bwd));
 #endif
   m.impl("partitioned_attention_fwd", TORCH_BOX(&ocnet::partitioned_attention_fwd));
   m.impl("partitioned_attention_bwd", TORCH_BOX(&ocnet::partitioned_attention_bwd));

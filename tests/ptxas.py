@@ -14,6 +14,7 @@ _KERNEL = re.compile(
     r"(?P<loads>\d+) bytes spill loads.*?Used (?P<registers>\d+) registers(?P<rest>[^\n]*)",
     re.DOTALL,
 )
+_TIME = re.compile(r"Compiling entry function '(\w+)'.*?Compile time = ([\d.]+) ms", re.DOTALL)
 _ADVICE = re.compile(r"^ptxas[^\n]*\((C75\d\d)\)[^\n]*$|^[^\n]*ptxas warning[^\n]*$", re.MULTILINE)
 _ENTRY = re.compile(r"\.entry (\w+)\([^{]*\)\s*((?:\.\w+ [\d, ]+\s*)*)\{")
 
@@ -48,6 +49,11 @@ def kernels_of(log: str) -> list[Kernel]:
 
 def spilling(kernels: list[Kernel]) -> list[Kernel]:
     return [kernel for kernel in kernels if kernel.spilled or kernel.stack]
+
+
+def seconds_of(log: str, name: str) -> list[float]:
+    """Return how long each kernel took to compile whose name contains this one."""
+    return [float(found[2]) / 1000 for found in _TIME.finditer(log) if name in found[1]]
 
 
 def complaints_of(log: str) -> list[str]:

@@ -6,7 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.ptxas import Kernel, complaints_of, kernels_of, register_limits, spilling
+from tests.ptxas import (
+    Kernel,
+    complaints_of,
+    kernels_of,
+    register_limits,
+    seconds_of,
+    spilling,
+)
 
 REPORT = Path(__file__).resolve().parent.parent / "build" / "native" / "cuda_resources.txt"
 ARCHITECTURES = ("sm_80", "sm_90a")
@@ -14,9 +21,10 @@ ARCHITECTURES = ("sm_80", "sm_90a")
 # of attention have one block there, whose sums alone take 128.
 MOST_REGISTERS = 128
 MOST_REGISTERS_OF_ALL = 255
-ALONE = ("oc_attention_mma_fwd", "oc_attention_mma_bwd")
+ALONE = ("oc_attention_mma_fwd", "oc_attention_mma_bwd", "oc_attention_hopper_fwd")
+HOPPER = "oc_attention_hopper_fwd"
 # Attention, forward: 3 tiles for each 16-bit dtype and TF32, 2 for strict fp32; backward: 3 for each
-# 16-bit dtype, 2 for the others. Gathering: 3 dtypes on tensor cores, each in 3 sizes where regions
+# 16-bit dtype, 2 for the others. On Hopper's own instructions, 10 tiles for each 16-bit dtype. Gathering: 3 dtypes on tensor cores, each in 3 sizes where regions
 # are held in registers. Parts are combined in each dtype that is stored; threads multiply what tensor
 # cores do not. Activated batch norm: each dtype, and twice where channels stay on chip: planes are
 # whole vectors or not. What adds up knows accumulators only.
@@ -32,7 +40,9 @@ KERNELS = {
     "inplace_abn_finish_kernel": 2,
     "oc_attention_mma_fwd_kernel": 11,
     "oc_attention_mma_bwd_kernel": 10,
+    "oc_attention_hopper_fwd_kernel": 20,
     "oc_attention_combine_kernel": 3,
+    "oc_attention_hopper_combine_kernel": 2,
     "oc_attention_bwd_combine_kernel": 3,
     "oc_attention_bwd_delta_kernel": 4,
     "oc_attention_fwd_kernel": 1,
@@ -88,6 +98,23 @@ def test_registers_let_the_declared_blocks_share_a_multiprocessor(kernels: list[
 
 
 @pytest.mark.native
+def test_hoppers_own_instructions_are_for_hopper_only(kernels: list[Kernel]) -> None:
+    """Elsewhere nothing calls these kernels, and they are empty."""
+    for kernel in kernels:
+        if HOPPER in kernel.name:
+            assert (kernel.registers > 128) == (kernel.arch == "sm_90a"), kernel
+            assert kernel.arch == "sm_90a" or kernel.registers <= 8, kernel
+
+
+@pytest.mark.native
+def test_hopper_kernels_do_not_take_long_to_compile(log: str) -> None:
+    """Half a minute is what it took; accumulators by hundreds can make that many minutes."""
+    seconds = seconds_of(log, "oc_attention_hopper")
+    assert len(seconds) == 22 * len(ARCHITECTURES)
+    assert 1 < sum(seconds) < 180
+
+
+@pytest.mark.native
 def test_kernels_that_are_as_fast_as_memory_have_threads_to_wait(kernels: list[Kernel]) -> None:
     """1024 of them on a multiprocessor, or 768 where 16 bytes are eight channels; fewer of fp64."""
     doubles = re.compile(r"_kernelId")
@@ -110,12 +137,14 @@ ptxas info    : Compiling entry function 'k' for 'sm_80'
 ptxas info    : Function properties for k
     8 bytes stack frame, 12 bytes spill stores, 16 bytes spill loads
 ptxas info    : Used 200 registers, used 1 barriers, 48 bytes smem, 568 bytes cmem[0]
+ptxas info    : Compile time = 12.500 ms
 """
 
 
 def test_the_reader_sees_a_spill() -> None:
     kernel = Kernel("k", "sm_80", 8, 28, 200, 48)
     assert kernels_of(SPILL) == [kernel]
+    assert seconds_of(SPILL, "k") == [0.0125]
     assert spilling([kernel, Kernel("l", "sm_80", 0, 0, 200, 0)]) == [kernel]
 
 

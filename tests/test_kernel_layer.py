@@ -6,12 +6,15 @@ from pathlib import Path
 
 import pytest
 
+from tools import generate_wgmma
+
 CSRC = Path(__file__).resolve().parent.parent / "csrc"
 KERNELS = sorted([*CSRC.glob("*.cu"), *CSRC.glob("*.cuh")])
 PRIMITIVES = sorted(
     [CSRC / "common" / f"{name}.cuh" for name in ("device", "cluster", "atomics")]
     + [*(CSRC / "common" / "ptx").glob("*.cuh")]
 )
+PRIMITIVES.remove(generate_wgmma.HEADER)  # the text of what wgmma.cuh has in both forms
 HARDWARE = re.compile(
     r"\b(asm|threadIdx|blockIdx|blockDim|gridDim|warpSize|__global__|__device__|__shared__"
     r"|__launch_bounds__|__grid_constant__|__sync\w+|__shfl\w*|__ballot\w*|__threadfence\w*"
@@ -19,8 +22,8 @@ HARDWARE = re.compile(
     r"|__nanosleep|__cvta\w+|__ldg|__float2\w+|__\w+2float\w*|atomic[A-Z]\w*|cooperative_groups)\b"
     r"|<<<"
 )
-# Pieces of the device forms that kernels do not call.
-HELPERS = {"map_address", "run"}
+# A piece of the device forms that kernels do not call.
+HELPERS = {"map_address"}
 
 
 def hardware_names(source: str) -> set[str]:
@@ -57,6 +60,18 @@ def test_every_primitive_has_both_forms(path: Path) -> None:
 @pytest.mark.parametrize("path", PRIMITIVES, ids=lambda path: path.name)
 def test_primitives_name_their_section_of_the_isa(path: Path) -> None:
     assert "(ISA: " in path.read_text()
+
+
+def test_the_instructions_are_those_of_the_generator(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert generate_wgmma.main(["--check"]) == 0
+    monkeypatch.setattr(generate_wgmma, "HEADER", tmp_path / "other.cuh")
+    assert generate_wgmma.main([]) == 0
+    assert generate_wgmma.HEADER.read_text() == generate_wgmma.header()
+    generate_wgmma.HEADER.write_text(generate_wgmma.header().replace("%127", "%126"))
+    assert generate_wgmma.main(["--check"]) == 1
+    assert generate_wgmma.main(["--chekc"]) == 2
 
 
 def test_the_readers_see_what_they_look_for() -> None:

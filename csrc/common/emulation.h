@@ -18,6 +18,7 @@ struct Launch {
   int threads;
   size_t shared_bytes;
   int cluster_blocks;
+  bool programmatic;  // may begin before the launch before it has ended
 };
 // Runs a grid: every thread calls run(context). Throws std::runtime_error for whatever it catches.
 void launch(const Launch& launch, void (*run)(const void*), const void* context);
@@ -48,6 +49,7 @@ void cluster_wait();
 const void* gather(const char* primitive, int lanes, const void* value, size_t bytes);
 // A gather that also orders the memory accesses of the warp.
 void sync_warp();
+void wait_for_earlier_launches();
 
 // --- memory ---
 // 32-bit addresses: offset in the block's own shared memory, and for other blocks of the cluster
@@ -89,7 +91,7 @@ void bulk_commit();
 void bulk_wait(int groups_in_flight, bool reads_only);
 
 // --- warpgroup products ---
-enum class OperandType { kBFloat16, kFloat16, kTFloat32 };
+enum class OperandType { kBFloat16, kFloat16, kTFloat32, kFloat8 };
 struct Wgmma {
   OperandType type;
   int columns;  // N

@@ -22,6 +22,8 @@ struct Grid {
   int threads;
   size_t shared_bytes = 0;
   int cluster_blocks = 1;  // blocks that run together (sm_90); divides `blocks`
+  // May begin before the launch before it has ended (ptx/dependent_launch.cuh); from sm_90 on.
+  bool programmatic = false;
 };
 
 inline void check_grid(const char* function, const Grid& grid) {
@@ -80,11 +82,18 @@ class KernelLauncher {
     config.blockDim = dim3(static_cast<unsigned>(grid.threads));
     config.dynamicSmemBytes = grid.shared_bytes;
     config.stream = stream_;
-    cudaLaunchAttribute cluster = {};
-    cluster.id = cudaLaunchAttributeClusterDimension;
-    cluster.val.clusterDim = {static_cast<unsigned>(grid.cluster_blocks), 1, 1};
-    config.attrs = &cluster;
-    config.numAttrs = grid.cluster_blocks > 1 ? 1 : 0;  // refused before sm_90
+    cudaLaunchAttribute attributes[2] = {};
+    config.attrs = attributes;
+    if (grid.cluster_blocks > 1) {  // refused before sm_90
+      cudaLaunchAttribute& cluster = attributes[config.numAttrs++];
+      cluster.id = cudaLaunchAttributeClusterDimension;
+      cluster.val.clusterDim = {static_cast<unsigned>(grid.cluster_blocks), 1, 1};
+    }
+    if (grid.programmatic && has_clusters_) {
+      cudaLaunchAttribute& early = attributes[config.numAttrs++];
+      early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+      early.val.programmaticStreamSerializationAllowed = 1;
+    }
     check(cudaLaunchKernelEx(&config, kernel, params));
   }
 
@@ -112,7 +121,7 @@ class KernelLauncher {
     check_grid(function_, grid);
     const KernelCall<Params> call{kernel, &params};
     emulator::launch({function_, reinterpret_cast<const void*>(kernel), grid.blocks, grid.threads,
-                      grid.shared_bytes, grid.cluster_blocks},
+                      grid.shared_bytes, grid.cluster_blocks, grid.programmatic},
                      &run_kernel<Params>, &call);
   }
 

@@ -11,12 +11,16 @@
 
 namespace ocnet {
 
-// 16-bit storage: only converted, never computed with.
+// 8- and 16-bit storage: only converted, never computed with.
 struct Float16 {
   uint16_t bits;
 };
 struct BFloat16 {
   uint16_t bits;
+};
+// e4m3: 4 bits of exponent and 3 of mantissa, to 448 and down to 2^-9. No infinities.
+struct Float8 {
+  uint8_t bits;
 };
 
 // Scores and sums are fp32, and fp64 for fp64 storage.
@@ -70,6 +74,33 @@ inline uint16_t float_to_float16_bits(float value) {
   return static_cast<uint16_t>(sign | ((rebiased + 0xfffu + odd) >> 13));
 }
 
+OCNET_HOST_DEVICE float float8_bits_to_float(uint8_t bits) {
+  const uint32_t sign = static_cast<uint32_t>(bits & 0x80u) << 24;
+  const uint32_t magnitude = bits & 0x7fu;
+  if (magnitude == 0x7fu) return bit_cast<float>(sign | 0x7fc00000u);  // NaN
+  if (magnitude < 8) {  // zero or subnormal: mantissa * 2^-9 is exact in fp32
+    const float small = static_cast<float>(magnitude) * 0x1p-9f;
+    return sign != 0 ? -small : small;
+  }
+  return bit_cast<float>(sign | ((magnitude << 20) + (static_cast<uint32_t>(127 - 7) << 23)));
+}
+
+OCNET_HOST_DEVICE uint8_t float_to_float8_bits(float value) {
+  const uint32_t bits = bit_cast<uint32_t>(value);
+  const uint32_t sign = (bits >> 24) & 0x80u;
+  const uint32_t magnitude = bits & 0x7fffffffu;
+  if (magnitude > 0x7f800000u) return 0x7fu;                                // the one NaN
+  if (magnitude >= 0x43e00000u) return static_cast<uint8_t>(sign | 0x7eu);  // 448 and above
+  if (magnitude < 0x3c800000u) {
+    // Subnormal: adding 2^14 leaves the result in the low mantissa bits, rounded to nearest even.
+    const uint32_t shifted = bit_cast<uint32_t>(bit_cast<float>(magnitude) + 0x1p14f);
+    return static_cast<uint8_t>(sign | (shifted - 0x46800000u));
+  }
+  const uint32_t odd = (magnitude >> 20) & 1u;
+  const uint32_t rebiased = magnitude - (static_cast<uint32_t>(127 - 7) << 23);
+  return static_cast<uint8_t>(sign | ((rebiased + 0x7ffffu + odd) >> 20));
+}
+
 }  // namespace detail
 
 OCNET_HOST_DEVICE float to_accumulator(float value) { return value; }
@@ -85,6 +116,9 @@ OCNET_HOST_DEVICE float to_accumulator(Float16 value) {
 #else
   return detail::float16_bits_to_float(value.bits);
 #endif
+}
+OCNET_HOST_DEVICE float to_accumulator(Float8 value) {
+  return detail::float8_bits_to_float(value.bits);
 }
 
 // Rounds to nearest even; NaN stays NaN.
@@ -115,6 +149,11 @@ OCNET_HOST_DEVICE Float16 from_accumulator<Float16>(float value) {
   return {detail::float_to_float16_bits(value)};
 #endif
 }
+// What is too large, infinities too, becomes 448: as ptx::pack_four does it.
+template <>
+OCNET_HOST_DEVICE Float8 from_accumulator<Float8>(float value) {
+  return {detail::float_to_float8_bits(value)};
+}
 
 // 0, but NaN for NaN and for infinities.
 template <typename acc_t>
@@ -130,7 +169,11 @@ OCNET_HOST_DEVICE constexpr acc_t negative_infinity() {
 // The running maximum ignores NaN: a NaN score reaches the row through its probability instead.
 template <typename acc_t>
 OCNET_HOST_DEVICE acc_t maximum(acc_t running, acc_t score) {
+#if defined(__CUDA_ARCH__)
+  return std::fmax(running, score);  // one instruction where a comparison makes two
+#else
   return score > running ? score : running;
+#endif
 }
 
 template <typename acc_t>

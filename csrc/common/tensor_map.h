@@ -21,7 +21,7 @@ struct alignas(64) TensorMap {
   uint64_t words[16];
 };
 
-enum class MapElement : int { kBFloat16, kFloat16, kFloat32 };
+enum class MapElement : int { kBFloat16, kFloat16, kFloat32, kFloat8 };
 
 // Axes are counted from the innermost, whose elements are contiguous.
 struct TensorMapRequest {
@@ -34,7 +34,16 @@ struct TensorMapRequest {
   bool swizzle = false;           // 128 bytes (ptx/descriptor.h)
 };
 
-inline int element_bytes(MapElement element) { return element == MapElement::kFloat32 ? 4 : 2; }
+inline int element_bytes(MapElement element) {
+  switch (element) {
+    case MapElement::kFloat32:
+      return 4;
+    case MapElement::kFloat8:
+      return 1;
+    default:
+      return 2;
+  }
+}
 
 // The rules of cuTensorMapEncodeTiled, in words.
 inline void check_tensor_map(const char* function, const TensorMapRequest& request) {
@@ -88,6 +97,8 @@ inline CUtensorMapDataType map_type(MapElement element) {
       return CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
     case MapElement::kFloat16:
       return CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
+    case MapElement::kFloat8:  // copied as it is
+      return CU_TENSOR_MAP_DATA_TYPE_UINT8;
     default:
       return CU_TENSOR_MAP_DATA_TYPE_FLOAT32;
   }

@@ -77,15 +77,15 @@ class Backends(Generic[B]):
     Args:
         op: Name of the op.
         ordered: Name and back end, in the order in which ``auto`` asks them.
-        first: Back ends that ``auto`` asks before all others in forward passes of the problems for
-            which the function that stands beside their name is true.
+        first: Back ends that ``auto`` asks before all others in passes of the problems for which the
+            function that stands beside their name is true; it is told whether a pass is the backward.
     """
 
     def __init__(
         self,
         op: str,
         ordered: Sequence[tuple[str, B]],
-        first: Sequence[tuple[str, Callable[[Any], bool]]] = (),
+        first: Sequence[tuple[str, Callable[[Any, bool], bool]]] = (),
     ) -> None:
         self.op = op
         self._ordered = tuple(ordered)
@@ -107,9 +107,9 @@ class Backends(Generic[B]):
             raise ValueError(f"{self.op}: backend must be one of {allowed}, got {requested!r}")
 
     def _order(self, problem: Any, requested: str, backward: bool) -> Sequence[tuple[str, B]]:
-        if backward or requested != AUTO:
+        if requested != AUTO:
             return self._ordered
-        ahead = [name for name, is_first in self._first if is_first(problem)]
+        ahead = [name for name, is_first in self._first if is_first(problem, backward)]
         if not ahead:
             return self._ordered
         return sorted(self._ordered, key=lambda one: one[0] not in ahead)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The forward pass of attention on Hopper's own instructions: which calls it takes, and its operands."""
+"""Attention on Hopper's own instructions: which calls its kernels take, and their operands."""
 
 import functools
 from typing import Any
@@ -11,9 +11,10 @@ from ocnet.ops import _extension
 from ocnet.ops._layout import ALIGNMENT, aligned_rows
 from ocnet.ops.oc_attention.problem import HasChannels
 
-# Whether `make gpu-check` has passed with these kernels on a device. Until then ``auto`` leaves them
-# to calls that ask for ``backend="cuda"``.
+# Whether `make gpu-check` has passed with the kernels of a pass on a device. Until then ``auto`` leaves
+# them to calls that ask for ``backend="cuda"``.
 CONFIRMED = False
+CONFIRMED_BACKWARD = False
 
 CAPABILITY = (9, 0)
 DTYPES = (torch.bfloat16, torch.float16)
@@ -23,8 +24,8 @@ MAX_VALUES = 512
 FEW_KEYS = 192
 
 
-class HopperForward:
-    """Calls ``torch.ops.ocnet_cuda.<op>_hopper_fwd``, where that is possible.
+class HopperKernels:
+    """Calls ``torch.ops.ocnet_cuda.<op>_hopper_fwd`` and ``_bwd``, where that is possible.
 
     Args:
         op: Name of the op.
@@ -56,13 +57,18 @@ class HopperForward:
             return "forward on Hopper's own instructions, not yet confirmed on a device"
         return "forward on Hopper's own instructions"
 
-    def is_first(self, problem: HasChannels, keys: int) -> bool:
-        """Tell whether ``auto`` takes these kernels before any other."""
-        return CONFIRMED and self.refuse(problem, keys) is None
+    def is_first(self, problem: HasChannels, keys: int, backward: bool) -> bool:
+        """Tell whether ``auto`` takes these kernels before any other, in one of the passes."""
+        confirmed = CONFIRMED_BACKWARD if backward else CONFIRMED
+        return confirmed and self.refuse(problem, keys) is None
 
-    def run(self, call: tuple[Any, ...]) -> None:
+    def forward(self, call: tuple[Any, ...]) -> None:
         """Write the outputs of a call, whose fields are in the order of the native schema."""
-        _overload(self._half, self._op)(*call)
+        _overload(self._half, f"{self._op}_hopper_fwd")(*call)
+
+    def backward(self, call: tuple[Any, ...]) -> None:
+        """Write the gradients of a call that are wanted."""
+        _overload(self._half, f"{self._op}_hopper_bwd")(*call)
 
     def _refuse_device(self, device: torch.device) -> str | None:
         if device.type != "cuda":
@@ -75,8 +81,8 @@ class HopperForward:
 
 
 @functools.cache
-def _overload(half: str, op: str) -> Any:
-    return getattr(getattr(torch.ops, f"ocnet_{half}"), f"{op}_hopper_fwd").default
+def _overload(half: str, name: str) -> Any:
+    return getattr(getattr(torch.ops, f"ocnet_{half}"), name).default
 
 
 @functools.cache

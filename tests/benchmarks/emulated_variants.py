@@ -24,7 +24,7 @@ def compile_variants(folder: Path) -> Path:
         BuildError: A source does not compile.
     """
     objects = [build.build().parent / f"{name}.o" for name in MACHINE]
-    compiler = build._find_compiler()[0]
+    compiler = build.find_compiler()[0]
     target, library = folder / "variants.o", folder / "variants.so"
     includes = [f"-I{path}" for path in (build.ROOT / "csrc", build.HERE, HOPPER)]
     _run(compiler, *build.FLAGS, *build.INSTRUMENT, *includes, "-c", SOURCE, "-o", target)

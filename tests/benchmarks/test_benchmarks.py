@@ -256,10 +256,20 @@ def test_forms_of_kernels_make_the_back_end_take_them(monkeypatch: pytest.Monkey
     """And leave it as it was; which it takes by itself depends on the number of keys."""
     seen: list[int] = []
 
-    def attention(*tensors: Tensor, backend: str) -> Tensor:
+    class Watched(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            seen.append(_hopper.FEW_KEYS)
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: Any, grad: Tensor) -> Tensor:
+            seen.append(_hopper.FEW_KEYS)
+            return grad
+
+    def attention(*tensors: Tensor, backend: str) -> Any:
         assert backend == "cuda"
-        seen.append(_hopper.FEW_KEYS)
-        return tensors[0]
+        return Watched.apply(tensors[0]).view(-1)
 
     monkeypatch.setattr(cuda_backend._BACKEND, "supports", lambda problem: SUPPORTED)
     monkeypatch.setattr(cuda_backend._HOPPER, "_refuse_device", lambda device: None)
@@ -276,8 +286,8 @@ def test_forms_of_kernels_make_the_back_end_take_them(monkeypatch: pytest.Monkey
     assert op.kernels("fused:cuda", few) == "cuda, portable"
     assert "no products" in forms["fused:hopper"].refuses(Workload(1, 20, 20))
     for name in ("fused:hopper", "fused:portable"):
-        forms[name].compute(torch.ones(1))
-    assert seen == [0, 2**31]
+        forms[name].compute(torch.ones(1, requires_grad=True)).backward()
+    assert seen == [0, 0, 2**31, 2**31]
     assert _hopper.FEW_KEYS == 192
     names = [form.name for form in run._distinct([*forms.values()], few)]
     assert "fused:cuda" not in names

@@ -31,6 +31,10 @@ int Machine::new_agent() {
   return first_agent_ + static_cast<int>(agent_clocks_.size()) - 1;
 }
 
+void wait_for_earlier_launches() {
+  machine->acquire(machine->thread(), machine->earlier_launches(), machine->run_start());
+}
+
 namespace {
 
 std::vector<Snapshot> snapshots_of(const std::vector<Thread*>& threads) {

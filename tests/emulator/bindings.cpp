@@ -9,6 +9,7 @@ namespace py = pybind11;
 
 void bind_abn(py::module_& module);
 void bind_common(py::module_& module);
+void bind_hopper(py::module_& module);
 void bind_probes(py::module_& module);
 
 PYBIND11_MODULE(ocnet_emulator, module) {
@@ -44,5 +45,6 @@ PYBIND11_MODULE(ocnet_emulator, module) {
   module.def("detach_all", &detach_all);
   bind_abn(module);
   bind_common(module);
+  bind_hopper(module);
   bind_probes(module);
 }

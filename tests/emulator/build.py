@@ -31,7 +31,7 @@ OLDEST_COMPILER = 11  # the first that can leave function entries and exits alon
 # Whatever includes what kernels are made of: there, loads and stores become calls of the emulator.
 # The linker keeps one copy of an inline function, so no plain source may hold one of a kernel's.
 # So are the sources of the CUDA library, whose ops then take CPU tensors.
-INSTRUMENTED = ["abn_bindings", "common_bindings", "probes"]
+INSTRUMENTED = ["abn_bindings", "common_bindings", "hopper_bindings", "probes"]
 OPS = sorted((ROOT / "csrc").glob("*.cu"))
 # Linked first, so that the emulator gets copies of the standard library's that do not call it back.
 PLAIN = [
@@ -60,7 +60,7 @@ class BuildError(Exception):
     """The emulator does not compile; the text holds the last lines of the compiler."""
 
 
-def _find_compiler() -> tuple[str, str]:
+def find_compiler() -> tuple[str, str]:
     """Return a GCC that knows the flags, and its predefined macros, which tell its version."""
     for name in filter(None, (os.environ.get("CXX"), "g++")):
         path = shutil.which(name)
@@ -134,7 +134,7 @@ def build() -> Path:
     torch_folder = find_torch()
     if torch_folder is None:
         raise UnavailableError("the emulator needs torch's headers to be built")
-    compiler, macros = _find_compiler()
+    compiler, macros = find_compiler()
     plan = _ninja_text(compiler, torch_folder)
     versions = "\n".join((compiler, macros, sys.version, str(torch_folder), torch.__version__))
     folder = WORK / hashlib.sha256(versions.encode()).hexdigest()[:16]

@@ -7,8 +7,8 @@ import numpy as np
 
 from tests.emulator.formats import (
     BFLOAT16,
+    FLOAT8,
     FLOAT16,
-    FORMATS,
     TFLOAT32,
     Format,
     encode,
@@ -21,11 +21,18 @@ GROUP, IN_GROUP = LANES // 4, LANES % 4
 
 
 def a_fragment(patterns: np.ndarray) -> np.ndarray:
-    """Registers of 16 rows: m16n8k16 of 16-bit elements, m16n8k8 of TF32."""
+    """Registers of 16 rows: m16n8k16 of 16-bit elements, m16n8k8 of TF32, m64nNk32 of 8-bit ones."""
     registers = np.empty((32, 4), np.uint32)
     for register in range(4):
         row = GROUP + 8 * (register % 2)
-        if patterns.itemsize == 4:
+        if patterns.itemsize == 1:
+            column = 4 * IN_GROUP + 16 * (register // 2)
+            low, high = (
+                _pairs(patterns[row, first], patterns[row, first + 1], 8)
+                for first in (column, column + 2)
+            )
+            registers[:, register] = _pairs(low, high)
+        elif patterns.itemsize == 4:
             registers[:, register] = patterns[row, IN_GROUP + 4 * (register // 2)]
         else:
             column = 2 * IN_GROUP + 8 * (register // 2)
@@ -53,8 +60,8 @@ def d_fragment(sums: np.ndarray) -> np.ndarray:
     return sums[row, column]
 
 
-def _pairs(low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    return low.astype(np.uint32) | high.astype(np.uint32) << 16
+def _pairs(low: np.ndarray, high: np.ndarray, bits: int = 16) -> np.ndarray:
+    return low.astype(np.uint32) | high.astype(np.uint32) << bits
 
 
 INTEGERS, REALS, UNROUNDED = "integers", "reals", "unrounded"
@@ -123,6 +130,9 @@ _SPECIAL = np.array(
         # Ties and neighbours of ties: TF32, fp16, bf16.
         *(1.0004883, 1.0014648, -1.0004883, 1.0004882, 1.0004884, 65519.996, 65520.0, 2.9e-8),
         *(2.9802322e-8, 8.940697e-8, 1.00390625, 1.01171875, 1.0039064, 1.0117186),
+        # Of e4m3, which ends at 448 and begins at 2^-9.
+        *(448.0, 464.0, 500.0, -1e9, 440.0, 424.0, 1.0625, 1.1875, 1.0625001, 1.0624999),
+        *(9.765625e-4, 9.765626e-4, 2.9296875e-3, -4.8828125e-3, 1.4648438e-2, 1.66e-2),
     ],
     np.float32,
 )
@@ -166,6 +176,15 @@ def pack_pair(form: Format, infinity: int, generator) -> Trial:
     return Trial([x, y, _blank(x)], {2: pairs}, canonical=canonical)
 
 
+def pack_four(generator) -> Trial:
+    """From the lowest byte on: two numbers from the start, and two from the end."""
+    x, y = _arguments(generator)
+    patterns = [encode(values, FLOAT8)[0] for values in (x, y, x[::-1], y[::-1])]
+    words = np.stack(patterns, axis=1).view(np.uint32)[:, 0].copy()
+    canonical = {2: partial(_one_nan, np.uint8, 0x7E)}
+    return Trial([x, y, _blank(x)], {2: words}, canonical=canonical)
+
+
 def _nearest_tf32(x: np.ndarray) -> np.ndarray:
     """11 significant bits, ties away from zero."""
     wide = np.abs(x[np.isfinite(x)].astype(np.float64))
@@ -188,8 +207,8 @@ def _one_nan(dtype, infinity: int, patterns: np.ndarray) -> np.ndarray:
 
 CASES = [
     *(
-        Case(f"mma {name}", f"mma_{name}", partial(mma, form, kind), kind)
-        for name, form in FORMATS.items()
+        Case(f"mma {form.name}", f"mma_{form.name}", partial(mma, form, kind), kind)
+        for form in (BFLOAT16, FLOAT16, TFLOAT32)
         for kind in (INTEGERS, REALS)
     ),
     Case("mma tfloat32 unrounded", "mma_tfloat32", partial(mma, TFLOAT32, UNROUNDED), UNROUNDED),
@@ -207,4 +226,5 @@ CASES = [
     Case("round_to_tf32", "round_to_tf32", round_to_tf32),
     Case("pack_pair", "pack_pair_bfloat16", partial(pack_pair, BFLOAT16, 0x7F80)),
     Case("pack_pair", "pack_pair_float16", partial(pack_pair, FLOAT16, 0x7C00)),
+    Case("pack_four", "pack_four", pack_four),
 ]

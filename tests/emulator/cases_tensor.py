@@ -29,8 +29,8 @@ class Map:
         return len(self.sizes)
 
     def arguments(self, masks: tuple[int, int] = (0, 0)) -> list[int]:
-        wide = np.dtype(self.dtype).itemsize == 4
-        return [wide, self.swizzle, *masks, *self.sizes, 0, *self.strides, *self.box]
+        itemsize = np.dtype(self.dtype).itemsize
+        return [itemsize, self.swizzle, *masks, *self.sizes, 0, *self.strides, *self.box]
 
     def memory(self, generator) -> np.ndarray:
         """Draw the tensor and whatever lies between its rows."""
@@ -93,12 +93,18 @@ PLAIN = [
     Map(np.uint32, (7, 5, 4), (48, 256), (8, 2, 3)),
     Map(np.uint16, (20, 3, 4, 3), (48, 160, 704), (8, 2, 3, 2)),
     Map(np.uint32, (9, 4, 3, 2), (64, 288, 1040), (4, 3, 2, 2)),
+    Map(np.uint8, (1001,), (), (256,)),
+    Map(np.uint8, (77, 9), (96,), (48, 4)),
+    Map(np.uint8, (41, 6, 3), (48, 304), (32, 3, 2)),
+    Map(np.uint8, (50, 3, 4, 3), (64, 208, 848), (16, 2, 3, 2)),
 ]
 SWIZZLED = [
     Map(np.uint16, (150, 21), (320,), (64, 16), True),
     Map(np.uint32, (70, 11), (288,), (32, 12), True),
     Map(np.uint16, (100, 10, 3), (208, 2176), (64, 5, 2), True),
     Map(np.uint32, (40, 4, 3, 2), (176, 720, 2240), (32, 3, 2, 2), True),
+    Map(np.uint8, (301, 21), (304,), (128, 16), True),
+    Map(np.uint8, (150, 10, 3), (160, 1632), (128, 5, 2), True),
 ]
 
 

@@ -21,8 +21,9 @@ def indices(generator) -> Trial:
     block, thread = np.divmod(np.arange(blocks * FEW), FEW)
     warp, lane = np.divmod(thread, WARP)
     zeros = np.zeros_like(block)
-    expected = np.stack([thread, block, zeros + blocks, lane, warp, zeros], axis=1)
-    return Trial([np.full((blocks * FEW, 6), -1, np.int64)], {0: expected.astype(np.int64)})
+    opaque = 2**31 + thread
+    expected = np.stack([thread, block, zeros + blocks, lane, warp, zeros, opaque], axis=1)
+    return Trial([np.full((blocks * FEW, 7), -1, np.int64)], {0: expected.astype(np.int64)})
 
 
 def shuffle(dtype, generator) -> Trial:
@@ -110,6 +111,16 @@ def cluster(size: int, generator) -> Trial:
     return Trial(buffers, {i: array.copy() for i, array in enumerate(expected, 1)}, [size])
 
 
+def dependent_launch(links: int, generator) -> Trial:
+    values = words(generator, 40 * FEW)
+    buffers = [values, np.zeros_like(values)]
+    expected = {}
+    for link in range(links):
+        values = values[::-1] * np.uint32(3) + np.uint32(1)
+        expected[(link + 1) % 2] = values
+    return Trial(buffers, expected, [links])
+
+
 _HALVES = np.repeat(np.uint32([1, 0]), WARP)
 
 CASES = [
@@ -131,4 +142,5 @@ CASES = [
     ),
     Case("thread_fence", "thread_fence", thread_fence),
     *(Case("clusters", "cluster", partial(cluster, size), f"{size}") for size in (1, 2, 4)),
+    Case("dependent_launch", "dependent_launch", partial(dependent_launch, 6)),
 ]

@@ -11,7 +11,7 @@ from functools import partial
 import numpy as np
 
 from tests.emulator.cases_matrix import INTEGERS, REALS, UNROUNDED, a_fragment, d_fragment, draw
-from tests.emulator.formats import BFLOAT16, FLOAT16, TFLOAT32, Format, encode, sum_rounding
+from tests.emulator.formats import BFLOAT16, FLOAT8, FLOAT16, TFLOAT32, Format, encode, sum_rounding
 from tests.emulator.trials import Case, Trial
 
 ROWS = 64
@@ -92,7 +92,7 @@ def _sums(d: np.ndarray, products: list[np.ndarray], accumulate: list[bool]) -> 
 
 
 def wgmma(form: Format, columns: int, a_from: str, b_from: str, kind: str, generator) -> Trial:
-    """Two steps: 16 channels each, or 8 of TF32, wherever they lie in a line or in a row of atoms."""
+    """Two steps of 32 bytes of channels, wherever they lie in a line or in a row of atoms."""
     channels = STEPS * form.channels
     a = Operand.draw(generator, kind, form, ROWS)
     b = Operand.draw(generator, kind, form, columns)
@@ -130,7 +130,8 @@ def wgmma(form: Format, columns: int, a_from: str, b_from: str, kind: str, gener
     buffers = [image, registers, warpgroup_fragment(d_fragment, d)]
     if kind == INTEGERS:
         return Trial(buffers, {2: expected.astype(np.float32)}, arguments)
-    rounding = sum_rounding(warpgroup_fragment(d_fragment, magnitudes), form.channels, STEPS)
+    magnitudes = warpgroup_fragment(d_fragment, magnitudes)
+    rounding = sum_rounding(magnitudes, form.channels, STEPS, form.sum_bits)
     return Trial(buffers, {2: expected}, arguments, {2: rounding})
 
 
@@ -192,6 +193,8 @@ CASES = [
     *_cases(TFLOAT32, _MAIN, _CHANNEL_PAIRS, INTEGERS),
     *_cases(TFLOAT32, (80,), _CHANNEL_PAIRS, REALS),
     *_cases(TFLOAT32, (80,), _CHANNEL_PAIRS, UNROUNDED),
+    *_cases(FLOAT8, _MAIN, _CHANNEL_PAIRS, INTEGERS),
+    *_cases(FLOAT8, (80, 256), _CHANNEL_PAIRS, REALS),
     Case("wgmma groups", "wgmma_groups", groups),
     Case("setmaxnreg", "registers", registers),
 ]

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
 // Functions of csrc/common as Python functions, for the tests.
+#include <array>
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -13,6 +14,7 @@
 #include "common/groups.h"
 #include "common/math.h"
 #include "common/segments.h"
+#include "common/tensor_map_cache.h"
 #include "common/tile.cuh"
 #include "common/tokens.h"
 #include "oc_attention_bwd_tiles.h"
@@ -39,8 +41,9 @@ void bind_math(py::module_& module, const std::string& suffix) {
 
 template <typename scalar_t>
 void bind_storage(py::module_& module, const std::string& suffix) {
-  module.def(("widen_" + suffix).c_str(),
-             py::vectorize([](uint16_t bits) { return ocnet::to_accumulator(scalar_t{bits}); }));
+  module.def(("widen_" + suffix).c_str(), py::vectorize([](decltype(scalar_t::bits) bits) {
+               return ocnet::to_accumulator(scalar_t{bits});
+             }));
   module.def(("narrow_" + suffix).c_str(), py::vectorize([](float value) {
                return ocnet::from_accumulator<scalar_t>(value).bits;
              }));
@@ -264,6 +267,52 @@ void bind_work(py::module_& module) {
       py::arg("shared_keys"), py::arg("shared_limit"), py::arg("multiprocessors"));
 }
 
+// Address, element, axes, swizzle, then sizes, strides in bytes and box sides of four axes.
+using MapNumbers = std::array<uint64_t, 16>;
+
+ocnet::TensorMapRequest request_of(const MapNumbers& numbers) {
+  ocnet::TensorMapRequest request;
+  request.data = reinterpret_cast<void*>(numbers[0]);
+  request.element = static_cast<ocnet::MapElement>(numbers[1]);
+  request.rank = static_cast<int>(numbers[2]);
+  request.swizzle = numbers[3] != 0;
+  for (size_t axis = 0; axis < 4; ++axis) {
+    request.sizes[axis] = numbers[4 + axis];
+    request.stride_bytes[axis] = numbers[8 + axis];
+    request.box[axis] = static_cast<uint32_t>(numbers[12 + axis]);
+  }
+  return request;
+}
+
+auto words_of(const ocnet::TensorMap& map) {
+  return std::vector<uint64_t>(std::begin(map.words), std::end(map.words));
+}
+
+void bind_tensor_maps(py::module_& module) {
+  using ocnet::TensorMapCache;
+  py::class_<TensorMapCache>(module, "TensorMapCache")
+      .def(py::init<size_t>())
+      // The map, and whether it had to be encoded.
+      .def(
+          "get",
+          [](TensorMapCache& cache, const MapNumbers& numbers) {
+            bool encoded = false;
+            const auto request = request_of(numbers);
+            const auto map = cache.get(request, [&] {
+              encoded = true;
+              return ocnet::encode_tensor_map("get", request);
+            });
+            return std::make_pair(words_of(map), encoded);
+          },
+          py::call_guard<py::gil_scoped_release>());
+  module.def("encode_tensor_map", [](const MapNumbers& numbers) {
+    return words_of(ocnet::encode_tensor_map("encode", request_of(numbers)));
+  });
+  module.def("cached_tensor_map", [](const MapNumbers& numbers) {
+    return words_of(ocnet::cached_tensor_map("cached", request_of(numbers)));
+  });
+}
+
 template <typename acc_t>
 auto tile_sizes() {
   using TileT = ocnet::Tile<acc_t>;
@@ -277,12 +326,14 @@ void bind_common(py::module_& module) {
   bind_math<double>(module, "float64");
   bind_storage<ocnet::Float16>(module, "float16");
   bind_storage<ocnet::BFloat16>(module, "bfloat16");
+  bind_storage<ocnet::Float8>(module, "float8");
   module.def("offset", &offset);
   bind_plan(module);
   bind_backward(module);
   bind_attention_plans(module);
   bind_segments(module);
   bind_work(module);
+  bind_tensor_maps(module);
   module.attr("group_bytes") = ocnet::kGroupBytes;
   module.def("tile_sizes_float32", &tile_sizes<float>);
   module.def("tile_sizes_float64", &tile_sizes<double>);

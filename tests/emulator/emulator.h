@@ -241,6 +241,8 @@ class Machine {
   Memory memory_of(Block& block) { return {&block.shared.record, block.rank}; }
   // Checks one access against what came before, and records it.
   void note(const Memory& memory, size_t offset, size_t bytes, const Access& access);
+  // Who knows of it may touch global memory, where a launch may begin early.
+  int earlier_launches() const { return earlier_launches_; }
 
   // --- asynchronous work ---
   void atomic(const char* primitive, void* address, size_t bytes, Place place);
@@ -312,7 +314,8 @@ class Machine {
   std::string error_;
   int spins_ = 0;
 
-  int first_agent_ = 0;  // agents below are threads
+  int first_agent_ = 0;        // agents below are threads
+  int earlier_launches_ = -1;  // the agent of what they did
   std::vector<uint32_t> agent_clocks_;
   std::vector<uint32_t> run_starts_;  // the first clock of each run of a cluster
   std::set<uint32_t> acquired_runs_;

@@ -35,6 +35,8 @@ inline const Probe kFaultProbes[] = {
     {"shared_limit", &run_shared_limit},
 
     {"skipped_barrier", &run_fault<skipped_barrier, 64, kFaultSharedBytes>},
+    {"early_read", &run_early<early_read>},
+    {"unshared_wait", &run_early<unshared_wait>},
     {"uneven_loop", &run_fault<uneven_loop, 64>},
     {"skipped_shuffle", &run_fault<skipped_shuffle, 32>},
     {"mixed_collectives", &run_fault<mixed_collectives, 32>},

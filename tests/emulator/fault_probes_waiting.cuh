@@ -4,6 +4,7 @@
 
 #include "common/atomics.cuh"
 #include "common/cluster.cuh"
+#include "common/ptx/dependent_launch.cuh"
 #include "common/ptx/mbarrier.cuh"
 #include "common/ptx/registers.cuh"
 #include "fault_probes_common.cuh"
@@ -17,6 +18,30 @@ OCNET_KERNEL(64, 1) skipped_barrier(FaultParams params) {
   if (params.planted && i == 37) return;
   device::barrier();  // fault: skipped_barrier
   params.result[i] = 2 * shared[i];
+}
+
+// A launch that may begin before what it reads was written.
+OCNET_KERNEL(64, 1) early_read(FaultParams params) {
+  if (!params.planted) ptx::wait_for_earlier_launches();
+  const int i = device::thread_index();
+  const float value = params.data[i];  // fault: early_read
+  ptx::wait_for_earlier_launches();
+  params.result[i] = 2 * value;
+}
+// One thread waits for all, and says so too late.
+OCNET_KERNEL(64, 1) unshared_wait(FaultParams params) {
+  const int i = device::thread_index();
+  if (i == 0) ptx::wait_for_earlier_launches();
+  if (!params.planted) device::barrier();
+  const float value = params.data[i];  // fault: unshared_wait
+  device::barrier();
+  params.result[i] = 2 * value;
+}
+template <void (*kKernel)(FaultParams)>
+void run_early(const ProbeCall& call) {
+  Grid grid{1, 64};
+  grid.programmatic = true;
+  call.launch(kKernel, grid, fault_params(call));
 }
 
 // Half of a loop's threads go round once more.

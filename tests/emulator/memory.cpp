@@ -138,6 +138,11 @@ void Machine::note(const Memory& memory, size_t offset, size_t bytes, const Acce
   const uint32_t start = run_start();
   const bool reads = !access.write || access.proxy == Proxy::kAtomic;
   if (!global) check_mbarriers(memory, offset, bytes, access);
+  if (global && launch_.programmatic && access.known->seen_of(earlier_launches_) < start) {
+    fail(access.primitive, access.place,
+         std::string(access.write ? "writes " : "reads ") + memory.name + " at +" + hex(offset) +
+             " in a launch that may begin early: griddepcontrol.wait is missing");
+  }
   Stamp stamp{access.clock, static_cast<uint16_t>(access.agent), 0, access.proxy, access.place};
   for (size_t at = offset; at < offset + bytes;) {
     const size_t in_word = at % kWordBytes;

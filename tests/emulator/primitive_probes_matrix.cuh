@@ -98,6 +98,12 @@ struct Packing {
     return ptx::pack_pair(params.x[i], params.y[i], T{});
   }
 };
+struct PackingFour {
+  OCNET_DEVICE uint32_t operator()(const ArithmeticParams& params, int i) const {
+    const int j = params.count - 1 - i;
+    return ptx::pack_four(params.x[i], params.y[i], params.x[j], params.y[j]);
+  }
+};
 template <typename Primitive>
 OCNET_KERNEL(kOneWarp, 1)
 arithmetic_kernel(ArithmeticParams params) {
@@ -133,6 +139,7 @@ inline const Probe kMatrixProbes[] = {
     {"round_to_tf32", &run_arithmetic<Rounding>},
     {"pack_pair_bfloat16", &run_arithmetic<Packing<BFloat16>>},
     {"pack_pair_float16", &run_arithmetic<Packing<Float16>>},
+    {"pack_four", &run_arithmetic<PackingFour>},
 };
 
 }  // namespace ocnet::probes

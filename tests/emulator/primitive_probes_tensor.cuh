@@ -6,6 +6,7 @@
 #include "common/ptx/fence.cuh"
 #include "common/ptx/mbarrier.cuh"
 #include "common/ptx/tma.cuh"
+#include "common/tensor_map_cache.h"
 #include "primitive_probes_common.cuh"
 
 namespace ocnet::probes {
@@ -148,14 +149,25 @@ OCNET_KERNEL(kBoxThreads, 1) bulk_group_kernel(OCNET_GRID_CONSTANT BoxParams par
   read_back[2] = params.tensor[2 * params.box_words];
 }
 
-// Arguments: 0 or 1 for 32-bit elements, 0 or 1 for the swizzle, two masks, then sizes, strides in
+inline MapElement element_of(int64_t bytes) {
+  switch (bytes) {
+    case 1:
+      return MapElement::kFloat8;
+    case 2:
+      return MapElement::kBFloat16;
+    default:
+      return MapElement::kFloat32;
+  }
+}
+
+// Arguments: bytes of an element, 0 or 1 for the swizzle, two masks, then sizes, strides in
 // bytes and box sides by axis, innermost first. Buffers: tensor, coordinates, boxes.
 template <int kRank>
 BoxParams box_params(const ProbeCall& call) {
   const int64_t* argument = call.arguments;
   TensorMapRequest request;
   request.data = call.buffer<void>(0);
-  request.element = *argument++ != 0 ? MapElement::kFloat32 : MapElement::kBFloat16;
+  request.element = element_of(*argument++);
   request.rank = kRank;
   request.swizzle = *argument++ != 0;
   BoxParams params{};
@@ -167,7 +179,7 @@ BoxParams box_params(const ProbeCall& call) {
     request.box[axis] = static_cast<uint32_t>(argument[2 * kRank + axis]);
     words *= static_cast<int>(request.box[axis]);
   }
-  params.map = encode_tensor_map("box probe", request);
+  params.map = cached_tensor_map("box probe", request);
   params.at = call.buffer<int32_t>(1);
   params.boxes = call.buffer<uint32_t>(2);
   params.tensor = call.buffer<uint32_t>(0);

@@ -6,6 +6,7 @@
 #include "common/cluster.cuh"
 #include "common/device.cuh"
 #include "common/ptx/address.cuh"
+#include "common/ptx/dependent_launch.cuh"
 #include "probe.h"
 
 namespace ocnet::probes {
@@ -14,20 +15,21 @@ constexpr int kFewThreads = 64;  // two warps
 constexpr int kBlockThreads = 128;
 
 struct IndexParams {
-  int64_t* out;  // 6 for each thread of the grid
+  int64_t* out;  // 7 for each thread of the grid
 };
 OCNET_KERNEL(kFewThreads, 1) index_kernel(IndexParams params) {
   const int thread = device::thread_index();
-  int64_t* const out = params.out + (device::block_index() * kFewThreads + thread) * 6;
+  int64_t* const out = params.out + (device::block_index() * kFewThreads + thread) * 7;
   out[0] = thread;
   out[1] = device::block_index();
   out[2] = device::grid_blocks();
   out[3] = device::lane_index();
   out[4] = device::warp_index();
   out[5] = ptx::shared_address(device::shared_memory<char>()) % 1024;
+  out[6] = ptx::opaque(0x80000000u + static_cast<uint32_t>(thread));
 }
 inline void run_indices(const ProbeCall& call) {
-  const int64_t blocks = call.elements<int64_t>(0) / (6 * kFewThreads);
+  const int64_t blocks = call.elements<int64_t>(0) / (7 * kFewThreads);
   call.launch(&index_kernel, {blocks, kFewThreads, 1024}, IndexParams{call.buffer<int64_t>(0)});
 }
 
@@ -275,6 +277,28 @@ inline void run_cluster(const ProbeCall& call) {
                     call.buffer<uint32_t>(3), call.buffer<uint32_t>(4)});
 }
 
+// Launches that begin early, each of which reads what all blocks of the one before it wrote.
+struct ChainParams {
+  const uint32_t* from;
+  uint32_t* to;
+  int64_t count;
+};
+OCNET_KERNEL(kFewThreads, 1) chain_kernel(ChainParams params) {
+  ptx::allow_next_launch();
+  const int64_t i = device::block_index() * kFewThreads + device::thread_index();
+  ptx::wait_for_earlier_launches();
+  params.to[i] = 3 * params.from[params.count - 1 - i] + 1;
+}
+inline void run_chain(const ProbeCall& call) {
+  const int64_t count = call.elements<uint32_t>(0);
+  for (int64_t link = 0; link < call.arguments[0]; ++link) {
+    Grid grid{count / kFewThreads, kFewThreads};
+    grid.programmatic = true;
+    uint32_t* const pair[] = {call.buffer<uint32_t>(0), call.buffer<uint32_t>(1)};
+    call.launch(&chain_kernel, grid, ChainParams{pair[link % 2], pair[1 - link % 2], count});
+  }
+}
+
 inline const Probe kThreadProbes[] = {
     {"indices", &run_indices},
     {"shuffle_uint32", &run_shuffle<uint32_t>},
@@ -292,6 +316,7 @@ inline const Probe kThreadProbes[] = {
     {"atomics_float32", &run_atomics<float, true>},
     {"thread_fence", &run_thread_fence},
     {"cluster", &run_cluster},
+    {"dependent_launch", &run_chain},
 };
 
 }  // namespace ocnet::probes

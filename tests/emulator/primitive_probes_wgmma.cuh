@@ -215,7 +215,7 @@ constexpr auto kTokens = ptx::Contiguous::kTokens;
 #define OCNET_BFLOAT16_ALL(columns) OCNET_ALL(BFloat16, "bfloat16", columns)
 #define OCNET_FLOAT16_ALL(columns) OCNET_ALL(Float16, "float16", columns)
 #define OCNET_TFLOAT32(columns) OCNET_CHANNELS(ptx::TFloat32, "tfloat32", columns)
-
+#define OCNET_FLOAT8(columns) OCNET_CHANNELS(Float8, "float8", columns)
 
 inline const Probe kWgmmaProbes[] = {
     OCNET_BFLOAT16_ALL(8), OCNET_BFLOAT16_ALL(24), OCNET_BFLOAT16_ALL(64), OCNET_BFLOAT16_ALL(80),
@@ -223,6 +223,8 @@ inline const Probe kWgmmaProbes[] = {
     OCNET_FLOAT16_ALL(8), OCNET_FLOAT16_ALL(80), OCNET_FLOAT16_ALL(256),
     OCNET_TFLOAT32(8), OCNET_TFLOAT32(24), OCNET_TFLOAT32(64), OCNET_TFLOAT32(80),
     OCNET_TFLOAT32(96), OCNET_TFLOAT32(128), OCNET_TFLOAT32(256),
+    OCNET_FLOAT8(8), OCNET_FLOAT8(24), OCNET_FLOAT8(64), OCNET_FLOAT8(80),
+    OCNET_FLOAT8(96), OCNET_FLOAT8(128), OCNET_FLOAT8(256),
     // The others, whose instructions are texts of their own.
     OCNET_BFLOAT16(16), OCNET_BFLOAT16(32), OCNET_BFLOAT16(40), OCNET_BFLOAT16(48),
     OCNET_BFLOAT16(56), OCNET_BFLOAT16(72), OCNET_BFLOAT16(88), OCNET_BFLOAT16(104),
@@ -235,6 +237,7 @@ inline const Probe kWgmmaProbes[] = {
     {"registers", &run_registers},
 };
 
+#undef OCNET_FLOAT8
 #undef OCNET_TFLOAT32
 #undef OCNET_FLOAT16_ALL
 #undef OCNET_BFLOAT16_ALL

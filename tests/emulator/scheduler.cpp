@@ -129,6 +129,7 @@ void Machine::prepare(int64_t cluster) {
   run_starts_.push_back(start);
   acquired_runs_ = {current_run()};
   agent_clocks_.clear();
+  earlier_launches_ = new_agent();
   cluster_known_ = {};
   ready_.clear();
   slow_warps_.assign(blocks_.size() * threads / kWarp, false);

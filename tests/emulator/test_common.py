@@ -9,16 +9,25 @@ import torch
 
 pytestmark = pytest.mark.native
 
-STORAGE = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+STORAGE = {
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "float8": torch.float8_e4m3fn,
+}
+LARGEST = {"float16": 0x7BFF, "bfloat16": 0x7F7F, "float8": 0x7E}
 
 
 def _from_bits(bits: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
-    return torch.from_numpy(bits.view(np.int16)).view(dtype)
+    return torch.from_numpy(bits.view(f"int{8 * bits.itemsize}")).view(dtype)
+
+
+def _patterns(name: str, count: int) -> np.ndarray:
+    return np.arange(count, dtype=np.uint8 if name == "float8" else np.uint16)
 
 
 @pytest.mark.parametrize("name", STORAGE)
 def test_widen_every_bit_pattern(emulator, name):
-    bits = np.arange(1 << 16, dtype=np.uint16)
+    bits = _patterns(name, 1 << 8 * STORAGE[name].itemsize)
     expected = _from_bits(bits, STORAGE[name]).float().numpy()
     np.testing.assert_array_equal(getattr(emulator, f"widen_{name}")(bits), expected)
 
@@ -27,18 +36,25 @@ def test_widen_every_bit_pattern(emulator, name):
 def test_narrow_rounds_as_torch(emulator, name):
     # Random bit patterns meet every exponent; ties between neighbours are where rounding can err.
     patterns = np.random.default_rng(0).integers(0, 1 << 32, 200_000, dtype=np.uint32)
-    finite = np.arange(0x7C00 if name == "float16" else 0x7F80, dtype=np.uint16)
+    finite = _patterns(name, LARGEST[name] + 1)
     values = getattr(emulator, f"widen_{name}")(finite).astype(np.float64)
     ties = ((values[:-1] + values[1:]) / 2).astype(np.float32)
     above = np.nextafter(ties, np.float32(np.inf))
     edges = np.array([0.0, np.inf, 65504.0, 65519.99, 65520.0, 3.3961e38, 3.4e38], np.float32)
     wide = np.concatenate([patterns.view(np.float32), ties, above, edges])
     wide = np.concatenate([wide, -wide])
-    expected = torch.from_numpy(wide).to(STORAGE[name])
+    # Float8 has no infinities: it ends at its largest number, where torch has NaN.
+    kept = np.clip(wide, -448, 448) if name == "float8" else wide
+    expected = torch.from_numpy(kept).to(STORAGE[name])
     got = _from_bits(getattr(emulator, f"narrow_{name}")(wide), STORAGE[name])
     nan = torch.from_numpy(np.isnan(wide))
     assert torch.equal(got.isnan(), nan)
-    assert torch.equal(got.view(torch.int16)[~nan], expected.view(torch.int16)[~nan])
+    bits = torch.int8 if name == "float8" else torch.int16
+    assert torch.equal(got.view(bits)[~nan], expected.view(bits)[~nan])
+
+
+def test_float8_has_one_nan(emulator):
+    assert set(emulator.narrow_float8(np.array([np.nan, -np.nan], np.float32))) == {0x7F}
 
 
 @pytest.mark.parametrize("name", ["float32", "float64"])

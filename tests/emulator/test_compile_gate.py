@@ -88,33 +88,43 @@ def test_shared_memory_is_all_dynamic(log):
 
 
 _KERNEL = re.compile(
-    r"\.entry _ZN5ocnet6probes\d+wgmma_(shared|registers)_kernelI\w*?Li(\d+)E"
-    r"\w*?ContiguousE(\d)(?:ELS\d_(\d))?\w*\((.*?)\bret;",
+    r"\.entry _ZN5ocnet6probes\d+wgmma_(shared|registers)_kernelI\w*?\d([BT]?Float\d+)E"
+    r"Li(\d+)E\w*?ContiguousE(\d)(?:ELS\d_(\d))?\w*\((.*?)\bret;",
     re.DOTALL,
 )
 _PRODUCT = re.compile(
-    r"wgmma\.mma_async\.sync\.aligned\.m64n(\d+)k\d+\.f32\.(?:bf16|f16|tf32)\.(\w+)"
+    r"wgmma\.mma_async\.sync\.aligned\.m64n(\d+)(k\d+\.f32\.\w+\.\w+)"
     r" \{([^}]*)\}, (%rd\d+|\{%r\d+(?:, %r\d+){3}\}), %rd\d+, p, 1, 1((?:, [01])*);"
 )
+_SHAPES = {
+    "BFloat16": "k16.f32.bf16.bf16",
+    "Float16": "k16.f32.f16.f16",
+    "TFloat32": "k8.f32.tf32.tf32",
+    "Float8": "k32.f32.e4m3.e4m3",
+}
 
 
 def test_every_wgmma_says_what_its_kernel_asks_for(ptx):
     """Operand numbers are text in the header, each width has its own."""
     widths = {"shared": set(), "registers": set()}
-    for a_from, columns, *major, body in _KERNEL.findall(ptx):
+    types = set()
+    for a_from, scalar, columns, *major, body in _KERNEL.findall(ptx):
         products = _PRODUCT.findall(body)
         assert len(products) == 2  # steps
-        for width, dtype, sums, a, transposed in products:
+        for width, shape, sums, a, transposed in products:
             assert width == columns
+            assert shape == _SHAPES[scalar]
             numbers = [int(name.removeprefix("%f")) for name in sums.split(", ")]
             assert len(numbers) == int(columns) // 2
             assert len({after - before for before, after in itertools.pairwise(numbers)}) <= 1
             assert a.startswith("{") == (a_from == "registers")
-            # 1 for tokens, the second value of Contiguous; TF32 has no choice.
-            asked = [] if dtype == "tf32" else [bit for bit in major if bit]
+            # 1 for tokens, the second value of Contiguous; only 16-bit operands have a choice.
+            asked = [bit for bit in major if bit] if shape.startswith("k16.") else []
             assert re.findall(r"\d", transposed) == asked
         widths[a_from].add(int(columns))
+        types.add((a_from, scalar))
     assert list(widths.values()) == [set(range(8, 257, 8))] * 2
+    assert types == set(itertools.product(widths, _SHAPES))
 
 
 def test_planted_faults_are_seen(tmp_path):

@@ -75,6 +75,8 @@ WAITING = [
         "skipped_barrier",
         rf"{DEADLOCK}(.|\n)*threads 0-36: in bar.sync(.|\n)*thread 37: exited",
     ),
+    Fault("early_read", r"reads buffer 0 .*may begin early: griddepcontrol.wait is missing"),
+    Fault("unshared_wait", r"reads buffer 0 .*may begin early: griddepcontrol.wait is missing"),
     Fault("uneven_loop", rf"{DEADLOCK}(.|\n)*0-31: exited(.|\n)*32-63: in bar.sync"),
     Fault(
         "skipped_shuffle",

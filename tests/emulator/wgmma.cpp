@@ -16,7 +16,8 @@ namespace {
 
 constexpr const char* kName = "wgmma.mma_async";
 constexpr int kRows = 64;
-constexpr int kMostDepth = 16;
+constexpr int kMostDepth = 32;
+constexpr int kDepthBytes = 32;
 constexpr int kMostColumns = 256;
 constexpr int kUnitBytes = 16;
 
@@ -25,8 +26,17 @@ Warpgroup& own_warpgroup() {
   return block.warpgroups[static_cast<size_t>(machine->thread().index / kWarpgroup)];
 }
 
-int depth_of(OperandType type) { return type == OperandType::kTFloat32 ? 8 : 16; }
-int bytes_of(OperandType type) { return type == OperandType::kTFloat32 ? 4 : 2; }
+int bytes_of(OperandType type) {
+  switch (type) {
+    case OperandType::kTFloat32:
+      return 4;
+    case OperandType::kFloat8:
+      return 1;
+    default:
+      return 2;
+  }
+}
+int depth_of(OperandType type) { return kDepthBytes / bytes_of(type); }
 
 double value_of(uint32_t bits, OperandType type) {
   switch (type) {
@@ -34,6 +44,8 @@ double value_of(uint32_t bits, OperandType type) {
       return ptx::operand_value(bits, BFloat16{});
     case OperandType::kFloat16:
       return ptx::operand_value(bits, Float16{});
+    case OperandType::kFloat8:
+      return ptx::operand_value(bits, Float8{});
     default:
       return ptx::operand_value(bits, ptx::TFloat32{});
   }
@@ -151,8 +163,6 @@ Tile tile_of(uint64_t descriptor, bool tokens_contiguous, OperandType type, Plac
   require(
       !tokens_contiguous || tile.leading % 1024 == 0,
       "its leading stride must be a multiple of 1024 bytes, got " + std::to_string(tile.leading));
-  require(!tokens_contiguous || type != OperandType::kTFloat32,
-          "operands of 32 bits must have contiguous channels");
   return tile;
 }
 
@@ -238,7 +248,7 @@ void read_tile(const WgmmaOperation& operation, int agent, uint32_t clock, const
   for (int token = 0; token < tokens; ++token) {
     for (int channel = 0; channel < depth_of(fields.type); ++channel) {
       const uint32_t offset = tile.offset(token, channel) - kSharedStart;
-      // The swizzle moves units of 16 bytes, 8 elements of 16 bits or 4 of 32.
+      // The swizzle moves units of 16 bytes, 16 elements of 8 bits, 8 of 16 or 4 of 32.
       const int along = tile.tokens_contiguous ? token : channel;
       if (along * tile.element_bytes % kUnitBytes == 0) {
         if (offset + kUnitBytes > block.shared.bytes) {
@@ -255,10 +265,11 @@ void read_tile(const WgmmaOperation& operation, int agent, uint32_t clock, const
   }
 }
 
-// A from registers: two channels in a word of 16-bit operands, as in mma.cuh.
+// A from registers: a word holds one channel, two or four, as in mma.cuh and wgmma.cuh.
 void unpack_registers(const WgmmaOperation& operation, double (*values)[kMostDepth]) {
-  const bool wide = operation.fields.type == OperandType::kTFloat32;
-  const int per_word = wide ? 1 : 2;
+  const OperandType type = operation.fields.type;
+  const int bytes = bytes_of(type);
+  const int per_word = 4 / bytes;
   for (int thread = 0; thread < kWarpgroup; ++thread) {
     const int lane = thread % kWarp;
     for (int word = 0; word < 4; ++word) {
@@ -266,7 +277,7 @@ void unpack_registers(const WgmmaOperation& operation, double (*values)[kMostDep
       const uint32_t bits = operation.a_values[static_cast<size_t>(thread * 4 + word)];
       for (int i = 0; i < per_word; ++i) {
         const int channel = (lane % 4 + word / 2 * 4) * per_word + i;
-        values[row][channel] = value_of(wide ? bits : bits >> (16 * i), operation.fields.type);
+        values[row][channel] = value_of(bits >> (8 * bytes * i), type);
       }
     }
   }

@@ -2,6 +2,7 @@
 """The back ends under test, each on its device."""
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -87,7 +88,23 @@ def device(subject: str, request: pytest.FixtureRequest) -> str:
         if library.path is None and not request.config.getoption("--require-gpu"):
             pytest.skip(str(library.problem))
         assert library.problem is None, library.problem
+    if subject == "hopper":
+        _skip_unless_hopper()
     return DEVICES[subject]
+
+
+def _skip_unless_hopper() -> None:
+    refusal = attention_cuda._HOPPER._refuse_device(torch.device("cuda"))
+    if refusal is not None:
+        pytest.skip(f"kernels on Hopper's own instructions: {refusal}")
+
+
+@pytest.fixture
+def hopper_ops(subject: str, backend: str, device: str) -> Any:
+    """The native ops of the subject, among them those on Hopper's own instructions."""
+    if device == "cuda":
+        _skip_unless_hopper()
+    return getattr(torch.ops, f"ocnet_{subject}")
 
 
 @pytest.fixture

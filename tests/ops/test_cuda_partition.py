@@ -149,8 +149,10 @@ def formula(stage: Stage) -> Results:
     return {name: t[..., 0] if "lse" in name else t for name, t in results.items()}
 
 
-def assert_accurate(stage: Stage, found: Results, precision) -> None:
+def assert_accurate(stage: Stage, found: Results, precision, passes=("fwd", "bwd")) -> None:
     expected = formula(stage)
+    if "bwd" not in passes:
+        expected = {name: exact for name, exact in expected.items() if "grad" not in name}
     assert {n for n in expected if "sum" not in n} == found.keys() - {"residual"}
     # Roundings of a number that is a sum of sums, each of at most as many terms.
     terms = stage.query.shape[-1] + stage.value.shape[-1] + 2 * max(map(len, stage.groups()))

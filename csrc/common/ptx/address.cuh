@@ -18,6 +18,12 @@ OCNET_DEVICE uint32_t cluster_address(uint32_t address, int rank) {
   asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(mapped) : "r"(address), "r"(rank));
   return mapped;
 }
+// The same number, of which the compiler knows nothing: what is derived from it, such as the
+// descriptors of a loop, is computed where it is used instead of being kept in registers.
+OCNET_DEVICE uint32_t opaque(uint32_t number) {
+  asm volatile("" : "+r"(number));
+  return number;
+}
 
 #else
 
@@ -27,6 +33,7 @@ OCNET_EMULATED uint32_t shared_address(const void* pointer) {
 OCNET_EMULATED uint32_t cluster_address(uint32_t address, int rank) {
   return emulator::cluster_address(address, rank);
 }
+OCNET_EMULATED uint32_t opaque(uint32_t number) { return number; }
 
 #endif
 

@@ -41,6 +41,18 @@ OCNET_DEVICE uint32_t pack_pair(float low, float high, Float16) {
   asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(high), "f"(low));
   return bits;
 }
+// cvt.rn.satfinite.e4m3x2.f32 (ISA: cvt; sm_89): four roundings to nearest even, `a` in the lowest
+// byte; what is too large becomes 448.
+OCNET_DEVICE uint32_t pack_four(float a, float b, float c, float d) {
+  uint32_t bits;
+  asm("{\n.reg .b16 low, high;\n"
+      "cvt.rn.satfinite.e4m3x2.f32 low, %2, %1;\n"
+      "cvt.rn.satfinite.e4m3x2.f32 high, %4, %3;\n"
+      "mov.b32 %0, {low, high};\n}"
+      : "=r"(bits)
+      : "f"(a), "f"(b), "f"(c), "f"(d));
+  return bits;
+}
 
 #else
 
@@ -64,14 +76,23 @@ OCNET_EMULATED uint32_t pack_pair(float low, float high, T) {
          static_cast<uint32_t>(from_accumulator<T>(high).bits) << 16;
 }
 
-// What a tensor core multiplies: the value of a 16-bit pattern, or of an fp32 word without the 13
-// bits that TF32 lacks. mma and wgmma read TF32 operands by truncation.
+OCNET_EMULATED uint32_t pack_four(float a, float b, float c, float d) {
+  const float values[] = {a, b, c, d};
+  uint32_t bits = 0;
+  for (int i = 0; i < 4; ++i) {
+    bits |= static_cast<uint32_t>(from_accumulator<Float8>(values[i]).bits) << (8 * i);
+  }
+  return bits;
+}
+
+// What a tensor core multiplies: the value of a pattern of 8 or 16 bits, or of an fp32 word without
+// the 13 bits that TF32 lacks. mma and wgmma read TF32 operands by truncation.
 OCNET_EMULATED double operand_value(uint32_t bits, TFloat32) {
   return ocnet::detail::bit_cast<float>(bits & 0xffffe000u);
 }
 template <typename T>
 OCNET_EMULATED double operand_value(uint32_t bits, T) {
-  return to_accumulator(T{static_cast<uint16_t>(bits)});
+  return to_accumulator(T{static_cast<decltype(T::bits)>(bits)});
 }
 
 #endif

@@ -8,7 +8,8 @@ from ocnet.ops._native import NativeBackend
 from ocnet.ops.oc_attention.problem import BackwardCall, ForwardCall, Problem, refuse_common
 
 _BACKEND = NativeBackend("oc_attention", "cuda", refuse_common)
-_HOPPER = _hopper.HopperForward("oc_attention")
+_HOPPER = _hopper.HopperKernels("oc_attention")
+_TF32 = BackwardCall._fields.index("tf32")  # which the Hopper kernels do without
 
 
 def supports(problem: Problem) -> Support:
@@ -17,9 +18,9 @@ def supports(problem: Problem) -> Support:
     return support._replace(reason=_HOPPER.describe(problem, problem.S)) if support.ok else support
 
 
-def is_first(problem: Problem) -> bool:
-    """Tell whether a forward pass is best here, before the back ends that are asked first."""
-    return _HOPPER.is_first(problem, problem.S) and _BACKEND.supports(problem).ok
+def is_first(problem: Problem, backward: bool) -> bool:
+    """Tell whether a pass is best here, before the back ends that are asked first."""
+    return _HOPPER.is_first(problem, problem.S, backward) and _BACKEND.supports(problem).ok
 
 
 def forward(call: ForwardCall) -> None:
@@ -27,7 +28,7 @@ def forward(call: ForwardCall) -> None:
     problem = Problem.of_call(call)
     if _HOPPER.refuse(problem, problem.S) is None:
         query, key, value = _hopper.operands(call.query, call.key, call.value)
-        _HOPPER.run((query, key, value, call.scale, call.out, call.lse, call.residual))
+        _HOPPER.forward((query, key, value, call.scale, call.out, call.lse, call.residual))
         return
     key = None if call.key is None else aligned_rows(call.key)
     _BACKEND.forward(
@@ -38,11 +39,14 @@ def forward(call: ForwardCall) -> None:
 def backward(call: BackwardCall) -> None:
     """Write the gradients that are not ``None``."""
     key = None if call.key is None else aligned_rows(call.key)
-    _BACKEND.backward(
-        call._replace(
-            grad_out=aligned_rows(call.grad_out),
-            query=aligned_rows(call.query),
-            key=key,
-            value=aligned_rows(call.value),
-        )
+    aligned = call._replace(
+        grad_out=aligned_rows(call.grad_out),
+        query=aligned_rows(call.query),
+        key=key,
+        value=aligned_rows(call.value),
     )
+    problem = Problem.of_call(call)
+    if _HOPPER.refuse(problem, problem.S) is None:
+        _HOPPER.backward((*aligned[:_TF32], *aligned[_TF32 + 1 :]))
+    else:
+        _BACKEND.backward(aligned)

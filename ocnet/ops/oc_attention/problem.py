@@ -42,7 +42,7 @@ class Problem:
         )
 
     @staticmethod
-    def of_call(call: "ForwardCall") -> "Problem":
+    def of_call(call: "ForwardCall | BackwardCall") -> "Problem":
         """Describe what a back end was given."""
         n, length, e = call.query.shape
         return Problem(

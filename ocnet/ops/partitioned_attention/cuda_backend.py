@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from ocnet.ops._backends import Support
-from ocnet.ops._hopper import HopperForward
+from ocnet.ops._hopper import HopperKernels
 from ocnet.ops._layout import aligned_rows
 from ocnet.ops._native import NativeBackend
 from ocnet.ops.partitioned_attention.problem import (
@@ -17,7 +17,8 @@ from ocnet.ops.partitioned_attention.problem import (
 )
 
 _BACKEND = NativeBackend("partitioned_attention", "cuda", refuse_common)
-_HOPPER = HopperForward("partitioned_attention")
+_HOPPER = HopperKernels("partitioned_attention")
+_TF32 = BackwardCall._fields.index("tf32")  # which the Hopper kernels do without
 
 
 def supports(problem: Problem) -> Support:
@@ -28,9 +29,10 @@ def supports(problem: Problem) -> Support:
     return support._replace(reason=_HOPPER.describe(problem, problem.largest_group))
 
 
-def is_first(problem: Problem) -> bool:
-    """Tell whether a forward pass is best here, before the back ends that are asked first."""
-    return _HOPPER.is_first(problem, problem.largest_group) and _BACKEND.supports(problem).ok
+def is_first(problem: Problem, backward: bool) -> bool:
+    """Tell whether a pass is best here, before the back ends that are asked first."""
+    first = _HOPPER.is_first(problem, problem.largest_group, backward)
+    return first and _BACKEND.supports(problem).ok
 
 
 def forward(call: ForwardCall) -> None:
@@ -41,21 +43,24 @@ def forward(call: ForwardCall) -> None:
     problem = Problem.of_call(call)
     if _HOPPER.refuse(problem, problem.largest_group) is None:
         reads = (aligned.query, aligned.key, aligned.value, call.partition, call.scale)
-        _HOPPER.run((*reads, call.out, call.lse, call.residual))
+        _HOPPER.forward((*reads, call.out, call.lse, call.residual))
     else:
         _BACKEND.forward(aligned)
 
 
 def backward(call: BackwardCall) -> None:
     """Write the gradients that are wanted."""
-    _BACKEND.backward(
-        call._replace(
-            grad_out=_aligned(call.grad_out),
-            query=_aligned(call.query),
-            key=_aligned(call.key),
-            value=_aligned(call.value),
-        )
+    aligned = call._replace(
+        grad_out=_aligned(call.grad_out),
+        query=_aligned(call.query),
+        key=_aligned(call.key),
+        value=_aligned(call.value),
     )
+    problem = Problem.of_call(call)
+    if _HOPPER.refuse(problem, problem.largest_group) is None:
+        _HOPPER.backward((*aligned[:_TF32], *aligned[_TF32 + 1 :]))
+    else:
+        _BACKEND.backward(aligned)
 
 
 def _aligned(stages: Sequence[Tensor]) -> list[Tensor]:

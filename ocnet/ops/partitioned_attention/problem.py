@@ -62,7 +62,7 @@ class Problem:
         )
 
     @staticmethod
-    def of_call(call: "ForwardCall") -> "Problem":
+    def of_call(call: "ForwardCall | BackwardCall") -> "Problem":
         """Describe what a back end was given."""
         first = call.query[0]
         return Problem(

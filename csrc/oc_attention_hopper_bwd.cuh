@@ -1,0 +1,484 @@
+// SPDX-License-Identifier: MIT
+// Backward kernel of pixel-wise attention with shared keys for Hopper (wgmma and the copy engine,
+// sm_90a). No torch headers.
+//
+// With P = exp(scale * X_I X_J^T - lse_I) of rows I that a block owns and rows J streamed past it,
+// and P' the same with lse_J (derivation: docs/ops/oc_attention.md):
+//   G = P (dO_I V_J^T - delta_I) + P' (V_I dO_J^T - delta_J)
+//   dX_I = scale * sum over J of G X_J      dV_I = sum over J of P' dO_J
+// Five products for both gradients; nothing is added to by two blocks.
+#pragma once
+
+#include "common/launch.cuh"
+#include "common/mma_store.cuh"
+#include "common/ptx/address.cuh"
+#include "common/ptx/arithmetic.cuh"
+#include "common/ptx/dependent_launch.cuh"
+#include "common/ptx/registers.cuh"
+#include "common/ptx/wgmma.cuh"
+#include "oc_attention_bwd_weights.cuh"
+#include "oc_attention_hopper_bwd_combine.cuh"
+#include "oc_attention_hopper_bwd_copies.cuh"
+#include "oc_attention_hopper_fwd.cuh"
+
+namespace ocnet {
+
+// The tokens of a task that its block owns.
+template <typename T>
+OCNET_DEVICE GroupMatrix<T> group_rows(const TokenMatrix<T>& maps, const HopperTask& task,
+                                       const Family& family) {
+  return {span_of(maps, task, family, family.owned), family.steps};
+}
+// Adds what is in 16 rows to a warp's sums.
+template <int kColumns>
+OCNET_DEVICE void add_rows(float (&sums)[kColumns][4], const GroupMatrix<float>& from,
+                           int first_row) {
+  const int lane = device::lane_index();
+  OCNET_UNROLL
+  for (int half = 0; half < 2; ++half) {
+    const int row = first_row + lane / 4 + half * 8;
+    if (row >= from.tokens) continue;
+    const float* const numbers = from.at(row, 0);
+    OCNET_UNROLL
+    for (int n = 0; n < kColumns; ++n) {
+      OCNET_UNROLL
+      for (int i = 0; i < 2; ++i) {
+        const int channel = n * 8 + lane % 4 * 2 + i;
+        if (channel < from.channels) sums[n][2 * half + i] += numbers[channel];
+      }
+    }
+  }
+}
+
+// Scores as registers of an operand: words of 16 columns a step, pairs of columns in each.
+template <typename scalar_t, int kColumns>
+OCNET_DEVICE void pack_weights(uint32_t (&weights)[kColumns / 2][4],
+                               const float (&scores)[kColumns][4]) {
+  OCNET_UNROLL
+  for (int i = 0; i < kColumns / 2; ++i) {
+    OCNET_UNROLL
+    for (int word = 0; word < 4; ++word) {
+      const float (&four)[4] = scores[2 * i + word / 2];
+      weights[i][word] = ptx::pack_pair(four[word % 2 * 2], four[word % 2 * 2 + 1], scalar_t{});
+    }
+  }
+}
+
+// The products of a warpgroup, of 64 rows and a tile of streamed rows. Tiles have channels side by
+// side; a tile of tokens is read along its channels by one product, along its tokens by another.
+template <typename Tile>
+struct HopperBwdProducts {
+  using scalar_t = typename Tile::scalar_t;
+  static constexpr int kDepth = 16;
+  static constexpr int kPerLine = Tile::kLine / kDepth;
+  static constexpr uint32_t kAtom = 8 * kLineBytes;
+  static constexpr ptx::Contiguous kChannels = ptx::Contiguous::kChannels;
+
+  // Of 16 channels of a tile of so many tokens.
+  OCNET_DEVICE static uint64_t rows_at(uint32_t tile, int tokens, int product) {
+    const uint32_t line = product / kPerLine * tokens * kLineBytes;
+    return ptx::tile_descriptor(tile + line + product % kPerLine * (kDepth * sizeof(scalar_t)), 0,
+                                kAtom);
+  }
+  // d = a b^T over kCount channels, of 64 rows of a tile of kTokens. Commits.
+  template <int kCount, int kTokens = kHopperBwdRows>
+  OCNET_DEVICE static void scores(float (&d)[Tile::kCols / 8][4], uint32_t a, uint32_t b) {
+    OCNET_UNROLL
+    for (int i = 0; i < kCount / kDepth; ++i) {
+      ptx::wgmma<scalar_t, Tile::kCols, kChannels, kChannels>(flat(d), rows_at(a, kTokens, i),
+                                                              rows_at(b, Tile::kCols, i), i > 0);
+    }
+    ptx::wgmma_commit();
+  }
+  // sums += weights tile. Commits.
+  template <int kColumns>
+  OCNET_DEVICE static void accumulate(float (&sums)[kColumns / 8][4],
+                                      const uint32_t (&weights)[Tile::kCols / kDepth][4],
+                                      uint32_t tile) {
+    OCNET_UNROLL
+    for (int i = 0; i < Tile::kCols / kDepth; ++i) {
+      const uint64_t rows =
+          ptx::tile_descriptor(tile + i * kDepth * kLineBytes, Tile::kCols * kLineBytes, kAtom);
+      ptx::wgmma<scalar_t, kColumns, ptx::Contiguous::kTokens>(flat(sums), weights[i], rows, true);
+    }
+    ptx::wgmma_commit();
+  }
+};
+
+// Writes a warp's sums of a gradient, from `row` of the cluster's tile on, or to the part of them
+// that the task says.
+template <typename scalar_t, int kColumns>
+OCNET_DEVICE void store_gradient(const HopperGradient<scalar_t>& gradient, const Family& family,
+                                 const HopperTask& task, int tile_rows,
+                                 const TokenMatrix<float>& part, float (&sums)[kColumns][4],
+                                 int row, int part_channel) {
+  if (task.part >= 0) {
+    store_rows(sums, part, row, part_channel);
+    return;
+  }
+  const int first_row = task.row_tile * tile_rows + row;
+  const auto rows_of = [&](const auto& maps) { return group_rows(maps, task, family); };
+  if (gradient.earlier.data != nullptr) add_rows(sums, rows_of(gradient.earlier), first_row);
+  if (gradient.sums.data != nullptr) {
+    store_rows(sums, rows_of(gradient.sums), first_row, 0);
+  } else if (gradient.to.data != nullptr) {
+    OCNET_UNROLL
+    for (int n = 0; n < kColumns; ++n) {
+      OCNET_UNROLL
+      for (int i = 0; i < 4; ++i) sums[n][i] *= gradient.factor;
+    }
+    store_rows(sums, rows_of(gradient.to), first_row, 0);
+  }
+}
+
+// Columns from `valid` on are no tokens.
+template <int kColumns>
+OCNET_DEVICE void clear_columns(float (&scores)[kColumns][4], int valid) {
+  OCNET_UNROLL
+  for (int n = 0; n < kColumns; ++n) {
+    OCNET_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      if (n * 8 + device::lane_index() % 4 * 2 + i % 2 >= valid) scores[n][i] = 0;
+    }
+  }
+}
+
+// What both consumers have: they walk over the same jobs and steps.
+template <typename Tile>
+struct HopperBwdConsumer {
+  using scalar_t = typename Tile::scalar_t;
+  using Products = HopperBwdProducts<Tile>;
+  using Params = HopperBwdParams<Tile>;
+  static constexpr int kCols = Tile::kCols;
+  static constexpr int kTileRows = Tile::kCluster * Tile::kRows;
+
+  const Params& params;
+  const HopperBwdBuffers<Tile> buffers;
+  const int thread;  // of the warpgroup
+  int step = 0;
+  uint32_t job_parity = 0;
+
+  OCNET_DEVICE explicit HopperBwdConsumer(const Params& all)
+      : params(all), thread(device::thread_index() % device::kWarpgroupThreads) {}
+
+  // Until a buffer holds what belongs to a step.
+  OCNET_DEVICE void wait(const HopperBuffer& buffer, int of_step) const {
+    ptx::mbarrier_wait(buffer.full, buffers.parity(of_step));
+  }
+  // The job that begins, once the block's own rows are here.
+  OCNET_DEVICE const HopperTask& begin() const {
+    ptx::mbarrier_wait(buffers.own().full, job_parity);
+    return buffers.task(job_parity);
+  }
+  // How many columns of a tile are tokens.
+  OCNET_DEVICE int valid(const KeyWalk& tiles, const HopperTask& task) const {
+    const int tokens = params.work.families[task.family].streamed;
+    return tiles.is_last() ? tokens - (tiles.tiles - 1) * kCols : kCols;
+  }
+  // The scores of the tile as the consumers hand them over: each thread finds what it wrote.
+  OCNET_DEVICE bwd::Quad& handed(int n) const {
+    auto* const quads = reinterpret_cast<bwd::Quad*>(buffers.bytes() + Tile::kScores);
+    return quads[n * device::kWarpgroupThreads + thread];
+  }
+  OCNET_DEVICE static int column(int n) { return n * 8 + device::lane_index() % 4 * 2; }
+
+  // A gradient of the task's stage.
+  template <int kColumns>
+  OCNET_DEVICE void store(HopperGradient<scalar_t> HopperBwdStage<scalar_t>::* gradient,
+                          float (&sums)[kColumns][4], int part_channel) const {
+    const HopperTask& task = buffers.task(job_parity);
+    const Family& family = params.work.families[task.family];
+    const int rank = Tile::kCluster > 1 ? device::cluster_rank() : 0;
+    const int row = rank * Tile::kRows + thread / device::kWarpThreads * kMmaRows;
+    const int stage = HopperBwdParams<Tile>::kByThreads ? family.stage : 0;
+    store_gradient(
+        params.stages[stage].*gradient, family, task, kTileRows,
+        hopper_bwd_part(params.parts, kTileRows, Tile::kChannels + Tile::kValues, task.part), sums,
+        row, part_channel);
+  }
+};
+
+// Named barriers of the 256 consumer threads: the scores of a step have been handed over, and have
+// been taken.
+constexpr int kScoresHanded = 1;
+constexpr int kScoresTaken = 2;
+constexpr int kHopperConsumerThreads = kHopperConsumers * device::kWarpgroupThreads;
+
+// Makes the scores, hands them over, and sums the gradient of the values.
+template <typename Tile>
+class HopperBwdValues : HopperBwdConsumer<Tile> {
+  using Base = HopperBwdConsumer<Tile>;
+  using scalar_t = typename Tile::scalar_t;
+  using Products = HopperBwdProducts<Tile>;
+  using Shift = bwd::WeightShift<scalar_t>;
+  static constexpr int kCols = Tile::kCols;
+
+ public:
+  using Base::Base;
+
+  OCNET_DEVICE void run(int worker) {
+    HopperWalk walk(this->params.plan, worker);
+    HopperJob job;
+    while (walk.next(job)) {
+      float sums[Tile::kValues / 8][4];
+      sum_up(sums);
+      this->store(&HopperBwdStage<scalar_t>::grad_value, sums, Tile::kChannels);
+      this->job_parity ^= 1;
+    }
+    // No barrier is left half full.
+    if (has_handed_) device::named_barrier_sync(kScoresTaken, kHopperConsumerThreads);
+  }
+
+ private:
+  OCNET_DEVICE void sum_up(float (&sums)[Tile::kValues / 8][4]) {
+    const HopperBuffer own = this->buffers.own();
+    float scores[kCols / 8][4];
+    uint32_t weights[kCols / 16][4];
+    clear_sums(sums);
+    const HopperTask& task = this->begin();
+    KeyWalk tiles = task.keys;
+    const int end = this->step + task.steps;
+
+    const HopperBuffer first = this->buffers.tokens(this->step);
+    this->wait(first, this->step);
+    ptx::hold_registers(flat(scores));
+    ptx::wgmma_fence();
+    Products::template scores<Tile::kChannels>(scores, own.data, first.data);
+    ptx::wgmma_wait<0>();
+    ptx::hold_registers(flat(scores));
+    weigh(weights, scores, this->valid(tiles, task));
+    release<Tile::kCluster>(first);
+    while (++this->step < end) {
+      const uint32_t rows = ptx::opaque(own.data);
+      tiles.advance();
+      const HopperBuffer grads = this->buffers.grads(this->step - 1);
+      const HopperBuffer tokens = this->buffers.tokens(this->step);
+      this->wait(grads, this->step - 1);
+      ptx::hold_registers(flat(scores));
+      ptx::hold_registers(flat(sums));
+      ptx::wgmma_fence();
+      Products::template accumulate<Tile::kValues>(sums, weights, grads.data);
+      this->wait(tokens, this->step);
+      Products::template scores<Tile::kChannels>(scores, rows, tokens.data);
+      ptx::wgmma_wait<1>();
+      release<Tile::kCluster>(grads);
+      ptx::wgmma_wait<0>();
+      ptx::hold_registers(flat(sums));
+      ptx::hold_registers(flat(scores));
+      weigh(weights, scores, this->valid(tiles, task));
+      release<Tile::kCluster>(tokens);
+    }
+    release<1>(own);
+    const HopperBuffer grads = this->buffers.grads(end - 1);
+    this->wait(grads, end - 1);
+    ptx::hold_registers(flat(sums));
+    ptx::wgmma_fence();
+    Products::template accumulate<Tile::kValues>(sums, weights, grads.data);
+    ptx::wgmma_wait<0>();
+    ptx::hold_registers(flat(sums));
+    release<Tile::kCluster>(grads);
+  }
+
+  // Hands the scores over, and makes P' of them.
+  OCNET_DEVICE void weigh(uint32_t (&weights)[kCols / 16][4], float (&scores)[kCols / 8][4],
+                          int valid) {
+    if (has_handed_) device::named_barrier_sync(kScoresTaken, kHopperConsumerThreads);
+    has_handed_ = true;
+    OCNET_UNROLL
+    for (int n = 0; n < kCols / 8; ++n) {
+      this->handed(n) = {{scores[n][0], scores[n][1], scores[n][2], scores[n][3]}};
+    }
+    device::named_barrier_arrive(kScoresHanded, kHopperConsumerThreads);
+    const RowNumbers* const numbers = this->buffers.numbers(this->step);
+    OCNET_UNROLL
+    for (int n = 0; n < kCols / 8; ++n) {
+      OCNET_UNROLL
+      for (int i = 0; i < 2; ++i) {
+        const float lse = numbers[this->column(n) + i].lse - Shift::kBits;
+        OCNET_UNROLL
+        for (int r = 0; r < 2; ++r) {
+          float& score = scores[n][2 * r + i];
+          score = ptx::exp2_approx(std::fma(score, this->params.scale_log2, -lse));
+        }
+      }
+    }
+    if (valid < kCols) clear_columns(scores, valid);
+    pack_weights<scalar_t>(weights, scores);
+  }
+
+  bool has_handed_ = false;
+};
+
+// Makes the gradients of the scores, and sums that of the tokens.
+template <typename Tile>
+class HopperBwdTokens : HopperBwdConsumer<Tile> {
+  using Base = HopperBwdConsumer<Tile>;
+  using scalar_t = typename Tile::scalar_t;
+  using Products = HopperBwdProducts<Tile>;
+  static constexpr int kCols = Tile::kCols;
+
+ public:
+  using Base::Base;
+
+  OCNET_DEVICE void run(int worker) {
+    HopperWalk walk(this->params.plan, worker);
+    HopperJob job;
+    while (walk.next(job)) {
+      float sums[Tile::kChannels / 8][4];
+      sum_up(sums);
+      this->store(&HopperBwdStage<scalar_t>::grad_tokens, sums, 0);
+      this->job_parity ^= 1;
+    }
+  }
+
+ private:
+  OCNET_DEVICE void sum_up(float (&sums)[Tile::kChannels / 8][4]) {
+    const HopperBuffer values = this->buffers.values();
+    float as_query[kCols / 8][4];  // dO_I V_J^T
+    float as_key[kCols / 8][4];    // V_I dO_J^T
+    uint32_t weights[kCols / 16][4];
+    clear_sums(sums);
+    const HopperTask& task = this->begin();
+    KeyWalk tiles = task.keys;
+    const int end = this->step + task.steps;
+    if constexpr (Tile::kAsQuery) load_own_numbers();
+
+    HopperBuffer tokens = this->buffers.tokens(this->step);
+    const HopperBuffer first_grads = this->buffers.grads(this->step);
+    if constexpr (Tile::kAsQuery) this->wait(values, this->step);
+    this->wait(first_grads, this->step);
+    hold(as_query, as_key);
+    ptx::wgmma_fence();
+    if constexpr (Tile::kAsQuery) {
+      Products::template scores<Tile::kValues>(as_query, this->buffers.own_grads(), values.data);
+    }
+    Products::template scores<Tile::kValues>(as_key, this->buffers.own_values(), first_grads.data);
+    ptx::wgmma_wait<0>();
+    hold(as_query, as_key);
+    if constexpr (Tile::kAsQuery) release<Tile::kCluster>(values);
+    release<Tile::kCluster>(first_grads);
+    this->wait(tokens, this->step);  // their numbers
+    weigh(weights, as_query, as_key, this->valid(tiles, task));
+    while (++this->step < end) {
+      const uint32_t own_values = ptx::opaque(this->buffers.own_values());
+      tiles.advance();
+      ptx::hold_registers(flat(sums));
+      hold(as_query, as_key);
+      ptx::wgmma_fence();
+      Products::template accumulate<Tile::kChannels>(sums, weights, tokens.data);
+      if constexpr (Tile::kAsQuery) {
+        this->wait(values, this->step);
+        const uint32_t own_grads = own_values + (Tile::kOwnGrads - Tile::kOwnValues);
+        Products::template scores<Tile::kValues>(as_query, own_grads, values.data);
+        ptx::wgmma_wait<1>();
+        release<Tile::kCluster>(tokens);
+      }
+      const HopperBuffer grads = this->buffers.grads(this->step);
+      this->wait(grads, this->step);
+      Products::template scores<Tile::kValues>(as_key, own_values, grads.data);
+      ptx::wgmma_wait<0>();
+      ptx::hold_registers(flat(sums));
+      hold(as_query, as_key);
+      if constexpr (Tile::kAsQuery) {
+        release<Tile::kCluster>(values);
+      } else {
+        release<Tile::kCluster>(tokens);
+      }
+      release<Tile::kCluster>(grads);
+      tokens = this->buffers.tokens(this->step);
+      this->wait(tokens, this->step);
+      weigh(weights, as_query, as_key, this->valid(tiles, task));
+    }
+    release<1>(this->buffers.own());
+    ptx::hold_registers(flat(sums));
+    ptx::wgmma_fence();
+    Products::template accumulate<Tile::kChannels>(sums, weights, tokens.data);
+    ptx::wgmma_wait<0>();
+    ptx::hold_registers(flat(sums));
+    release<Tile::kCluster>(tokens);
+  }
+  OCNET_DEVICE static void hold(float (&as_query)[kCols / 8][4], float (&as_key)[kCols / 8][4]) {
+    if constexpr (Tile::kAsQuery) ptx::hold_registers(flat(as_query));
+    ptx::hold_registers(flat(as_key));
+  }
+
+  OCNET_DEVICE void load_own_numbers() {
+    const RowNumbers* const numbers = this->buffers.own_numbers();
+    const int row = this->thread / device::kWarpThreads * kMmaRows + device::lane_index() / 4;
+    OCNET_UNROLL
+    for (int r = 0; r < 2; ++r) own_[r] = numbers[row + 8 * r];
+  }
+
+  // G of both products, or of one, and of the scores that the other consumer hands over.
+  OCNET_DEVICE void weigh(uint32_t (&weights)[kCols / 16][4], const float (&as_query)[kCols / 8][4],
+                          float (&as_key)[kCols / 8][4], int valid) {
+    const RowNumbers* const numbers = this->buffers.numbers(this->step);
+    device::named_barrier_sync(kScoresHanded, kHopperConsumerThreads);
+    OCNET_UNROLL
+    for (int n = 0; n < kCols / 8; ++n) {
+      const bwd::Quad scores = this->handed(n);
+      OCNET_UNROLL
+      for (int i = 0; i < 4; ++i) {
+        const int column = this->column(n) + i % 2;
+        const auto gradient = [&](const RowNumbers& of, float product) {
+          const float power = std::fma(scores.at[i], this->params.scale_log2, -of.lse);
+          return ptx::exp2_approx(power) * (product - of.delta);
+        };
+        float sum = gradient(numbers[column], as_key[n][i]);
+        if constexpr (Tile::kAsQuery) sum += gradient(own_[i / 2], as_query[n][i]);
+        as_key[n][i] = sum;
+      }
+    }
+    device::named_barrier_arrive(kScoresTaken, kHopperConsumerThreads);
+    if (valid < kCols) clear_columns(as_key, valid);
+    pack_weights<scalar_t>(weights, as_key);
+  }
+
+  RowNumbers own_[2];
+};
+
+// grad_tokens and grad_value of shared keys. A producer warpgroup brings tiles, of which each
+// consumer warpgroup makes one of the gradients of the block's 64 rows:
+//   values  P' dO_J (of the step before)    X_I X_J^T
+//   tokens  G X_J (of the step before)      dO_I V_J^T      V_I dO_J^T
+// Grid: plan.workers clusters of blocks, which walk over their work (oc_attention_hopper_work.h).
+template <typename Tile>
+OCNET_KERNEL(kHopperThreads, 1)
+oc_attention_hopper_bwd_kernel(OCNET_GRID_CONSTANT HopperBwdParams<Tile> params) {
+#if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  const int worker = static_cast<int>(device::block_index() / Tile::kCluster);
+  const int warpgroup = device::shuffle(device::warp_index() / 4, 0);
+  if (device::thread_index() == 0) prepare_barriers(HopperBwdBuffers<Tile>());
+  const auto meet = [] {
+    if constexpr (Tile::kCluster > 1) {
+      device::cluster_barrier();
+    } else {
+      device::barrier();
+    }
+  };
+  meet();
+  ptx::wait_for_earlier_launches();
+  ptx::allow_next_launch();
+  if (warpgroup == 0) {
+    ptx::lower_registers<Tile::kProducerRegisters>();
+    if constexpr (HopperBwdParams<Tile>::kByThreads) {
+      ThreadBwdCopies<Tile> copies(params.stages);
+      produce_bwd(params, worker, copies);
+    } else if (device::thread_index() == 0) {
+      EngineBwdCopies<Tile> copies(params.maps);
+      produce_bwd(params, worker, copies);
+    }
+  } else if (warpgroup == 1) {
+    ptx::raise_registers<Tile::kConsumerRegisters>();
+    HopperBwdValues<Tile>(params).run(worker);
+  } else {
+    ptx::raise_registers<Tile::kConsumerRegisters>();
+    HopperBwdTokens<Tile>(params).run(worker);
+  }
+  device::sync_warp();  // the lanes that did not copy are here already
+  // Until here a block's shared memory is what the others of its cluster write to.
+  if constexpr (Tile::kCluster > 1) meet();
+#endif
+}
+
+}  // namespace ocnet
