@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: MIT
 // Host entry points of attention's forward pass on Hopper's own instructions; in the CUDA library
-// only. Arguments as in oc_attention.h and partitioned_attention.h, but 16-bit dtypes only, and:
-//   query, key and value have channel stride 1 and rows aligned to 16 bytes, or, without groups,
-//   all of them token stride 1 and channels aligned to 16 bytes at most 256 channels of queries and
-//   512 of values the device has compute capability 9.0
+// only. Arguments as in oc_attention.h and partitioned_attention.h, but:
+//   16-bit dtypes, or, without groups, fp32, whose products are as exact as fp32's
+//   16-bit query, key and value have channel stride 1 and rows aligned to 16 bytes, or, without
+//   groups, all of them token stride 1 and channels aligned to 16 bytes
+//   at most 256 channels of queries and 512 of values
+//   the device has compute capability 9.0
 #pragma once
 
 #include <cstdint>

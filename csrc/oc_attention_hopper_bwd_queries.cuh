@@ -17,7 +17,9 @@ struct HopperQueryTile {
   static constexpr int kChannels = kChannels_;
   static constexpr int kValues = kValues_;
   static constexpr int kCols = kCols_;
-  static constexpr int kRows = kCols;  // of a streamed tile, see HopperBwdProducts
+  static constexpr int kRows = kHopperRows;
+  static constexpr int kConsumers = kHopperConsumers;
+  static constexpr int kStages = kHopperStages;
   static constexpr HopperSource kSource = kSource_;
   static constexpr int kCluster = kSource == HopperSource::kGroups ? 1 : 2;
   static constexpr int kProducerRegisters = kSource == HopperSource::kGroups ? 56 : 40;

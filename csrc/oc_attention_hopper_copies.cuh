@@ -62,18 +62,16 @@ struct HopperBuffers {
   }
 };
 
-constexpr int kHopperConsumerWarps = kHopperConsumers * 4;
-
 // By one thread, before the barrier that lets others use them.
 template <typename Tile>
 OCNET_DEVICE void prepare_barriers(const HopperBuffers<Tile>& buffers) {
   constexpr int kFillers = Tile::kSource == HopperSource::kGroups ? 4 : 1;  // warps, or a thread
   const auto prepare = [&](const HopperBuffer& buffer, int blocks) {
     ptx::mbarrier_init(buffer.full, kFillers);
-    ptx::mbarrier_init(buffer.empty, kHopperConsumerWarps * blocks);
+    ptx::mbarrier_init(buffer.empty, Tile::kConsumers * 4 * blocks);
   };
   prepare(buffers.query(), 1);
-  for (int stage = 0; stage < kHopperStages; ++stage) {
+  for (int stage = 0; stage < Tile::kStages; ++stage) {
     prepare(buffers.keys(stage), Tile::kCluster);
     prepare(buffers.values(stage), Tile::kCluster);
   }
@@ -85,15 +83,15 @@ struct RingStep {
   int stage;
   uint32_t parity;
 
-  OCNET_DEVICE explicit RingStep(int step)
-      : stage(step % kHopperStages), parity(step / kHopperStages % 2) {}
+  OCNET_DEVICE explicit RingStep(int step, int stages = kHopperStages)
+      : stage(step % stages), parity(step / stages % 2) {}
 };
 
 // What all producers do: wait for room, fill it. `Copies` has query, keys and values, and does in
 // make_way what consumers need before they make room.
 template <typename Tile, typename Params, typename Copies>
 OCNET_DEVICE void produce(const Params& params, int worker, Copies& copies) {
-  constexpr int kTileRows = Tile::kCluster * kHopperRows;
+  constexpr int kTileRows = Tile::kCluster * Tile::kRows;
   const HopperBuffers<Tile> buffers;
   const auto room = [&](const HopperBuffer& buffer, uint32_t parity) {
     copies.make_way();
@@ -108,11 +106,11 @@ OCNET_DEVICE void produce(const Params& params, int worker, Copies& copies) {
     copies.begin(task, params.work.families[task.family]);
     KeyWalk tiles = task.keys;
     for (int i = 0; i < task.steps; ++i, ++step) {
-      const RingStep ring(step);
+      const RingStep ring(step, Tile::kStages);
       const HopperBuffer keys = buffers.keys(ring.stage);
       room(keys, ring.parity);
       copies.keys(keys, tiles.tile * Tile::kCols);
-      if (i == 0) {  // keys have a buffer to spare, queries must wait for the end of a job
+      if (i == 0) {  // after the keys: queries must wait for the last scores of a job
         const HopperBuffer query = buffers.query();
         room(query, job_parity);
         if (device::thread_index() == 0) buffers.task(job_parity) = task;
@@ -132,11 +130,13 @@ OCNET_DEVICE void produce(const Params& params, int worker, Copies& copies) {
 template <typename Tile>
 class EngineCopies {
  public:
-  OCNET_DEVICE explicit EngineCopies(const HopperMaps& maps)
-      : maps_(maps), rank_(Tile::kCluster > 1 ? device::cluster_rank() : 0) {
-    ptx::tensor_prefetch(maps.query);
-    ptx::tensor_prefetch(maps.key);
-    ptx::tensor_prefetch(maps.value);
+  static constexpr bool kByOneThread = true;
+
+  OCNET_DEVICE explicit EngineCopies(const HopperFwdParams<typename Tile::scalar_t>& params)
+      : maps_(params.maps), rank_(Tile::kCluster > 1 ? device::cluster_rank() : 0) {
+    ptx::tensor_prefetch(maps_.query);
+    ptx::tensor_prefetch(maps_.key);
+    ptx::tensor_prefetch(maps_.value);
   }
   OCNET_DEVICE void begin(const HopperTask& task, const Family&) {
     image_ = static_cast<int>(task.image);
@@ -240,7 +240,10 @@ class ThreadCopies {
   using scalar_t = typename Tile::scalar_t;
 
  public:
-  OCNET_DEVICE explicit ThreadCopies(const FwdStage<scalar_t>* stages) : stages_(stages) {}
+  static constexpr bool kByOneThread = false;
+
+  OCNET_DEVICE explicit ThreadCopies(const HopperFwdParams<scalar_t>& params)
+      : stages_(params.stages) {}
 
   OCNET_DEVICE void begin(const HopperTask& task, const Family& family) {
     task_ = &task;

@@ -1,26 +1,16 @@
 // SPDX-License-Identifier: MIT
-// Forward kernel of pixel-wise attention for Hopper (wgmma and the copy engine, sm_90a). No torch
-// headers.
+// Forward kernel of pixel-wise attention for Hopper (wgmma and the copy engine, sm_90a), 16-bit
+// maps. No torch headers.
 #pragma once
+
+#include <type_traits>
 
 #include "common/launch.cuh"
 #include "common/ptx/address.cuh"
-#include "common/ptx/dependent_launch.cuh"
-#include "common/ptx/registers.cuh"
 #include "common/ptx/wgmma.cuh"
-#include "oc_attention_combine.cuh"
-#include "oc_attention_hopper_combine.cuh"
-#include "oc_attention_hopper_copies.cuh"
-#include "oc_attention_softmax.cuh"
-#include "oc_attention_store.cuh"
+#include "oc_attention_hopper_consumer.cuh"
 
 namespace ocnet {
-
-// Sums of a warpgroup as its instructions name them, and as the warps know them: d[4 n + i] is
-// rows[n][i] (common/ptx/wgmma.cuh, common/mma_tile.cuh).
-template <int kColumns>
-OCNET_DEVICE float (&flat(float (&rows)[kColumns][4]))
-    [kColumns * 4] { return reinterpret_cast<float (&)[kColumns * 4]>(rows); }
 
 // The products of a warpgroup.
 template <typename Tile>
@@ -97,68 +87,16 @@ struct HopperProducts {
   }
 };
 
-// Tells every producer that fills this buffer that this warp has read it.
-template <int kBlocks>
-OCNET_DEVICE void release(const HopperBuffer& buffer) {
-  device::sync_warp();
-  if (device::lane_index() >= kBlocks) return;
-  if constexpr (kBlocks > 1) {
-    ptx::mbarrier_arrive_cluster(ptx::cluster_address(buffer.empty, device::lane_index()));
-  } else {
-    ptx::mbarrier_arrive(buffer.empty);
-  }
-}
-
-// What may be done otherwise; benchmarks/hopper measures other choices.
 template <typename Tile>
-struct HopperChoices {
-  static constexpr int kGrowth = kLazyGrowth;
-  // Whether the consumers issue their products one after the other, so that one weighs its scores
-  // while the tensor cores multiply for the other (FlashAttention-3's ping-pong).
-  static constexpr bool kTakesTurns = false;
-};
-
-// Consumer warpgroups: 64 rows of queries each.
-template <typename Tile>
-class HopperConsumer {
-  using scalar_t = typename Tile::scalar_t;
+class HopperConsumer : public HopperConsumerOf<Tile, HopperConsumer<Tile>> {
+  using Base = HopperConsumerOf<Tile, HopperConsumer<Tile>>;
+  using Base::kCols;
+  using Base::step_;
+  using typename Base::scalar_t;
   using Products = HopperProducts<Tile>;
-  static constexpr int kCols = Tile::kCols;
-  static constexpr int kTileRows = Tile::kCluster * kHopperRows;
-  using Choices = HopperChoices<Tile>;
 
  public:
-  OCNET_DEVICE explicit HopperConsumer(const HopperFwdParams<scalar_t>& params)
-      : params_(params), consumer_(device::shuffle(device::warp_index() / 4, 0) - 1) {}
-
-  OCNET_DEVICE void run(int worker) {
-    HopperWalk walk(params_.plan, worker);
-    HopperJob job;
-    if (consumer_ > 0) pass_turn();
-    while (walk.next(job)) {
-      SoftmaxRows softmax;
-      float sums[Tile::kValues / 8][4];
-      attend(softmax, sums);
-      softmax.finish_packed();
-      store(softmax, sums);
-      job_parity_ ^= 1;
-    }
-    if (consumer_ == 0) await_turn();
-  }
-
- private:
-  // Turns of the consumers, where they take them: each waits for its own, and the other gives it.
-  // Both have as many steps; the first turn and the last are the first consumer's.
-  OCNET_DEVICE void await_turn() const {
-    if constexpr (Choices::kTakesTurns) {
-      device::named_barrier_sync(1 + consumer_, kHopperConsumers * 128);
-    }
-  }
-  OCNET_DEVICE void pass_turn() const {
-    if constexpr (Choices::kTakesTurns) {
-      device::named_barrier_arrive(2 - consumer_, kHopperConsumers * 128);
-    }
-  }
+  using Base::Base;
 
   // The scores of a step are computed while the values of the step before are summed up, and
   // weighed under that.
@@ -166,42 +104,40 @@ class HopperConsumer {
     float scores[kCols / 8][4];
     uint32_t weights[kCols / 16][4];
     clear_sums(sums);
-    const HopperBuffer query = buffers_.query();
-    ptx::mbarrier_wait(query.full, job_parity_);
-    const HopperTask& task = buffers_.task(job_parity_);
-    KeyWalk tiles = task.keys;
-    const int last_keys = params_.work.families[task.family].streamed - (tiles.tiles - 1) * kCols;
+    const HopperBuffer query = this->full_query();
+    KeyWalk tiles = this->task().keys;
+    const int last_keys = this->last_keys();
     const auto valid_keys = [&] { return tiles.is_last() ? last_keys : kCols; };
-    const int end = step_ + task.steps;
-    const uint32_t first_row = Products::query_rows(query.data, consumer_);
+    const int end = step_ + this->task().steps;
+    const uint32_t first_row = Products::query_rows(query.data, this->consumer_);
 
-    const HopperBuffer first = full_keys();
+    const HopperBuffer first = this->full_keys();
     ptx::hold_registers(flat(scores));
     ptx::wgmma_fence();
     Products::scores(scores, first_row, first.data);
     ptx::wgmma_wait<0>();
     ptx::hold_registers(flat(scores));
     release<Tile::kCluster>(first);
-    weigh(softmax, scores, valid_keys());
+    this->weigh(softmax, scores, valid_keys());
     pack(softmax, weights, scores);
     while (step_ + 1 < end) {
       // Descriptors are made anew in every step: kept, they would spill.
       const uint32_t rows = ptx::opaque(first_row);
-      const HopperBuffer values = full_values();
+      const HopperBuffer values = this->full_values();
       ++step_;
       tiles.advance();
-      const HopperBuffer keys = full_keys();
-      await_turn();
+      const HopperBuffer keys = this->full_keys();
+      this->await_turn();
       ptx::hold_registers(flat(scores));
       ptx::hold_registers(flat(sums));
       ptx::wgmma_fence();
       Products::scores(scores, rows, keys.data);
       Products::accumulate(sums, weights, values.data);
-      pass_turn();
+      this->pass_turn();
       ptx::wgmma_wait<1>();
       ptx::hold_registers(flat(scores));
       release<Tile::kCluster>(keys);
-      const SoftmaxRows::Growth growth = weigh(softmax, scores, valid_keys());
+      const SoftmaxRows::Growth growth = this->weigh(softmax, scores, valid_keys());
       ptx::wgmma_wait<0>();
       ptx::hold_registers(flat(sums));
       release<Tile::kCluster>(values);
@@ -209,7 +145,7 @@ class HopperConsumer {
       softmax.rescale(growth, sums);
     }
     release<1>(query);
-    const HopperBuffer values = full_values();
+    const HopperBuffer values = this->full_values();
     ++step_;
     ptx::hold_registers(flat(sums));
     ptx::wgmma_fence();
@@ -217,61 +153,15 @@ class HopperConsumer {
     ptx::wgmma_wait<0>();
     ptx::hold_registers(flat(sums));
     release<Tile::kCluster>(values);
+    softmax.finish_packed();
   }
 
-  // The keys and the values of the current step, once they have come.
-  OCNET_DEVICE HopperBuffer full_keys() const {
-    const RingStep ring(step_);
-    const HopperBuffer keys = buffers_.keys(ring.stage);
-    ptx::mbarrier_wait(keys.full, ring.parity);
-    return keys;
-  }
-  OCNET_DEVICE HopperBuffer full_values() const {
-    const RingStep ring(step_);
-    const HopperBuffer values = buffers_.values(ring.stage);
-    ptx::mbarrier_wait(values.full, ring.parity);
-    return values;
-  }
-
-  OCNET_DEVICE SoftmaxRows::Growth weigh(SoftmaxRows& softmax, float (&scores)[kCols / 8][4],
-                                         int valid) const {
-    const SoftmaxRows::Growth growth =
-        softmax.template raise<kCols, Choices::kGrowth>(scores, params_.scale_log2, valid);
-    softmax.template exponentiate<kCols>(scores, params_.scale_log2, valid);
-    return growth;
-  }
+ private:
   OCNET_DEVICE static void pack(SoftmaxRows& softmax, uint32_t (&weights)[kCols / 16][4],
                                 const float (&scores)[kCols / 8][4]) {
     Products::pack(weights, scores);
     softmax.template count_packed<scalar_t>(weights);
   }
-
-  OCNET_DEVICE void store(const SoftmaxRows& softmax, float (&sums)[Tile::kValues / 8][4]) const {
-    const HopperTask& task = buffers_.task(job_parity_);
-    const int rank = Tile::kCluster > 1 ? device::cluster_rank() : 0;
-    const int row = rank * kHopperRows + (device::warp_index() - 4) * kMmaRows;  // of the tile
-    if (task.part >= 0) {
-      store_partial(hopper_part(params_.partial, kTileRows, Tile::kValues, task.part), softmax,
-                    sums, row, 0, true);
-      return;
-    }
-    const Family& family = params_.work.families[task.family];
-    const FwdStage<scalar_t>& stage = params_.stages[family.stage];
-    const auto rows_of = [&](const auto& maps) { return group_matrix(maps, task, family); };
-    store_results(rows_of(stage.out), rows_of(stage.residual), rows_of(stage.lse), softmax, sums,
-                  task.row_tile * kTileRows + row, task.slice * Tile::kValues, task.slice == 0);
-  }
-  template <typename T>
-  OCNET_DEVICE static GroupMatrix<T> group_matrix(const TokenMatrix<T>& maps,
-                                                  const HopperTask& task, const Family& family) {
-    return {span_of(maps, task, family, family.owned), family.steps};
-  }
-
-  const HopperFwdParams<scalar_t>& params_;
-  const HopperBuffers<Tile> buffers_;
-  const int consumer_;
-  int step_ = 0;
-  uint32_t job_parity_ = 0;
 };
 
 // out = softmax(scale * query key^T) value and lse, as oc_attention_mma_fwd_kernel, on Hopper's own
@@ -287,33 +177,9 @@ OCNET_KERNEL(kHopperThreads, 1)
 oc_attention_hopper_fwd_kernel(
     OCNET_GRID_CONSTANT HopperFwdParams<typename Tile::scalar_t> params) {
 #if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
-  const int worker = static_cast<int>(device::block_index() / Tile::kCluster);
-  if (device::thread_index() == 0) prepare_barriers(HopperBuffers<Tile>());
-  const auto meet = [] {
-    if constexpr (Tile::kCluster > 1) {
-      device::cluster_barrier();
-    } else {
-      device::barrier();
-    }
-  };
-  meet();
-  ptx::allow_next_launch();  // the combination of parts has its blocks ready
-  if (device::warp_index() < 4) {
-    ptx::lower_registers<Tile::kProducerRegisters>();
-    if constexpr (Tile::kSource == HopperSource::kGroups) {
-      ThreadCopies<Tile> copies(params.stages);
-      produce<Tile>(params, worker, copies);
-    } else if (device::thread_index() == 0) {
-      EngineCopies<Tile> copies(params.maps);
-      produce<Tile>(params, worker, copies);
-    }
-  } else {
-    ptx::raise_registers<Tile::kConsumerRegisters>();
-    HopperConsumer<Tile>(params).run(worker);
-  }
-  device::sync_warp();  // the lanes that did not copy are here already
-  // Until here a block's shared memory is what the others of its cluster write to.
-  if constexpr (Tile::kCluster > 1) meet();
+  using Copies = std::conditional_t<Tile::kSource == HopperSource::kGroups, ThreadCopies<Tile>,
+                                    EngineCopies<Tile>>;
+  run_hopper_block<Tile, Copies, HopperConsumer<Tile>>(params);
 #endif
 }
 

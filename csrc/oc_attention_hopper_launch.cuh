@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: MIT
-// Launches of the Hopper forward kernel, and the tensor maps that it takes. No torch headers.
+// Launches of the forward kernels on Hopper's own instructions, and the tensor maps that those of
+// 16 bits take. No torch headers.
 #pragma once
 
 #include <type_traits>
 
 #include "common/tensor_map_cache.h"
-#include "oc_attention_hopper_fwd.cuh"
+#include "oc_attention_hopper_combine.cuh"
+#include "oc_attention_hopper_copies.cuh"
 
 namespace ocnet {
 
@@ -43,27 +45,30 @@ TensorMap tensor_map(const char* function, const TokenMatrix<const typename Tile
   return cached_tensor_map(function, request);
 }
 
+// None where threads copy.
 template <typename Tile>
 HopperMaps tensor_maps(const char* function, const FwdStage<typename Tile::scalar_t>& stage,
                        int64_t images) {
-  constexpr int kTokens = Tile::kCols / Tile::kCluster;
-  return {tensor_map<Tile>(function, stage.query, images, kHopperRows, Tile::kChannels),
-          tensor_map<Tile>(function, stage.key, images, kTokens, Tile::kChannels / Tile::kCluster),
-          tensor_map<Tile>(function, stage.value, images, kTokens, Tile::kValues / Tile::kCluster)};
+  if constexpr (Tile::kSource == HopperSource::kGroups) {
+    return {};
+  } else {
+    constexpr int kTokens = Tile::kCols / Tile::kCluster;
+    const auto map = [&](const auto& matrix, int tokens, int channels) {
+      return tensor_map<Tile>(function, matrix, images, tokens, channels);
+    };
+    return {map(stage.query, Tile::kRows, Tile::kChannels),
+            map(stage.key, kTokens, Tile::kChannels / Tile::kCluster),
+            map(stage.value, kTokens, Tile::kValues / Tile::kCluster)};
+  }
 }
 
-// Makes the maps of the only stage, where there is one, and writes its results. All else of the
-// parameters is set.
-template <typename Tile, typename Launch>
-void launch_oc_attention_hopper(const char* function,
-                                HopperFwdParams<typename Tile::scalar_t>& params, int64_t images,
-                                const Launch& launch) {
-  constexpr int kTileRows = Tile::kCluster * kHopperRows;
-  if constexpr (Tile::kSource != HopperSource::kGroups) {
-    params.maps = tensor_maps<Tile>(function, params.stages[0], images);
-  }
-  launch(oc_attention_hopper_fwd_kernel<Tile>,
-         Grid{int64_t{params.plan.workers} * Tile::kCluster, kHopperThreads, Tile::kSharedBytes,
+// Launches a kernel on its parameters, and the combination of what it leaves in parts.
+template <typename Tile, typename Kernel, typename Launch>
+void launch_hopper(const HopperFwdParams<typename Tile::scalar_t>& params, Kernel kernel,
+                   const Launch& launch) {
+  constexpr int kTileRows = Tile::kCluster * Tile::kRows;
+  launch(kernel,
+         Grid{int64_t{params.plan.workers} * Tile::kCluster, Tile::kThreads, Tile::kSharedBytes,
               Tile::kCluster},
          params);
   launch_oc_attention_hopper_combine<typename Tile::scalar_t>(

@@ -39,6 +39,19 @@ struct HopperRow {
   ROW(kGroups, 64, 64, 128)               \
   ROW(kGroups, 128, 128, 128)             \
   ROW(kGroups, 256, 256, 64)
+// The same of strict fp32, 6 bytes a number: consumers (of 64 queries each), channels, values, keys
+// of a step, buffers of keys and of values.
+#define OCNET_HOPPER_SPLIT_ROWS(ROW)              \
+  /* 144 KB */                                    \
+  ROW(2, 64, 64, 64, 2)                           \
+  /* 192 KB */                                    \
+  ROW(2, 128, 128, 64, 1)                         \
+  /* 168 KB; 48 keys spill */                     \
+  ROW(2, 128, 256, 32, 1)                         \
+  /* 204 KB; with two consumers it would be 300 */\
+  ROW(1, 256, 128, 48, 1)                         \
+  /* 192 KB; 48 keys would be 240 */              \
+  ROW(1, 256, 256, 32, 1)
 // clang-format on
 
 constexpr int kHopperMostChannels = 256;
@@ -73,7 +86,9 @@ inline HopperPlan deal_hopper(WorkTable& work, bool has_groups, int rows, int co
   const int64_t tiles =
       deal_work(work, [&](Family& family) { return cut_family(family, rows, cols, slices); });
   const Family& only = work.families[0];
-  HopperPlan plan = deal_tiles(tiles, has_groups ? 0 : only.col_tiles, slices, most_workers);
+  // One worker where there are fewer multiprocessors than a cluster has blocks.
+  HopperPlan plan =
+      deal_tiles(tiles, has_groups ? 0 : only.col_tiles, slices, max_of(most_workers, 1));
   plan.own_keys_first = !has_groups && only.owned == only.streamed;
   return plan;
 }

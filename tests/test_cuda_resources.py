@@ -21,10 +21,20 @@ ARCHITECTURES = ("sm_80", "sm_90a")
 # of attention have one block there, whose sums alone take 128.
 MOST_REGISTERS = 128
 MOST_REGISTERS_OF_ALL = 255
-ALONE = ("oc_attention_mma_fwd", "oc_attention_mma_bwd", "oc_attention_hopper_fwd")
+ALONE = (
+    "oc_attention_mma_fwd",
+    "oc_attention_mma_bwd",
+    "oc_attention_hopper_fwd",
+    "oc_attention_hopper_split_fwd",
+    "oc_attention_hopper_bwd_kernel",
+    "oc_attention_hopper_bwd_query",
+)
 HOPPER = "oc_attention_hopper_fwd"
 # Attention, forward: 3 tiles for each 16-bit dtype and TF32, 2 for strict fp32; backward: 3 for each
-# 16-bit dtype, 2 for the others. On Hopper's own instructions, 10 tiles for each 16-bit dtype. Gathering: 3 dtypes on tensor cores, each in 3 sizes where regions
+# 16-bit dtype, 2 for the others. On Hopper's own instructions: 10 tiles for each 16-bit dtype; 5 for
+# strict fp32, in parts that are cut first; backward, 4 tiles and 2 for groups for each 16-bit dtype,
+# of keys with and without the role of queries, and of queries. Gathering: 3 dtypes on tensor cores,
+# each in 3 sizes where regions
 # are held in registers. Parts are combined in each dtype that is stored; threads multiply what tensor
 # cores do not. Activated batch norm: each dtype, and twice where channels stay on chip: planes are
 # whole vectors or not. What adds up knows accumulators only.
@@ -38,11 +48,16 @@ KERNELS = {
     },
     "inplace_abn_merge_kernel": 2,
     "inplace_abn_finish_kernel": 2,
+    "oc_attention_hopper_split_fwd_kernel": 5,
+    "oc_attention_split_kernel": 1,
     "oc_attention_mma_fwd_kernel": 11,
     "oc_attention_mma_bwd_kernel": 10,
     "oc_attention_hopper_fwd_kernel": 20,
     "oc_attention_combine_kernel": 3,
     "oc_attention_hopper_combine_kernel": 2,
+    "oc_attention_hopper_bwd_kernel": 24,
+    "oc_attention_hopper_bwd_query_kernel": 12,
+    "oc_attention_hopper_bwd_combine_kernel": 2,
     "oc_attention_bwd_combine_kernel": 3,
     "oc_attention_bwd_delta_kernel": 4,
     "oc_attention_fwd_kernel": 1,

@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "oc_attention_hopper_fwd.cuh"
 #include "oc_attention_hopper_launch.cuh"
 #include "oc_attention_hopper_plan.h"
 #include "probe_tables.h"
@@ -167,7 +168,7 @@ void set_plan(HopperFwdParams<BFloat16>& params, const Numbers& numbers, int mul
       numbers.workers > 0 ? static_cast<int>(numbers.workers) : multiprocessors / Tile::kCluster;
   const int slices = static_cast<int>(ceil_div(numbers.values, Tile::kValues));
   params.plan =
-      deal_hopper(params.work, kHasGroups, Tile::kCluster * kHopperRows, Tile::kCols, slices, most);
+      deal_hopper(params.work, kHasGroups, Tile::kCluster * Tile::kRows, Tile::kCols, slices, most);
   if (numbers.own_keys_first >= 0) params.plan.own_keys_first = numbers.own_keys_first != 0;
   if (numbers.whole_tiles != 0) {
     params.plan.steps = 0;
@@ -189,7 +190,7 @@ int64_t clusters_at_once() {
   cluster.val.clusterDim = {static_cast<unsigned>(Tile::kCluster), 1, 1};
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(static_cast<unsigned>(Tile::kCluster));
-  config.blockDim = dim3(kHopperThreads);
+  config.blockDim = dim3(Tile::kThreads);
   config.dynamicSmemBytes = Tile::kSharedBytes;
   config.attrs = &cluster;
   config.numAttrs = 1;
@@ -241,10 +242,11 @@ void run_variant(const ProbeCall& call) {
   params.scale_log2 = static_cast<float>(scale * kLog2E);
   set_plan<Tile>(params, numbers, call.launch.multiprocessors());
   const HopperPlan& plan = params.plan;
-  const Workspace workspace(hopper_part_words(plan, Tile::kCluster * kHopperRows, Tile::kValues));
+  const Workspace workspace(hopper_part_words(plan, Tile::kCluster * Tile::kRows, Tile::kValues));
   params.partial = workspace.data();
+  params.maps = tensor_maps<Tile>("variant", params.stages[0], numbers.images);
   const auto run = [&] {
-    launch_oc_attention_hopper<Tile>("variant", params, numbers.images, call.launch);
+    launch_hopper<Tile>(params, oc_attention_hopper_fwd_kernel<Tile>, call.launch);
   };
   run();
   give<int64_t>(call, kPlan,

@@ -17,10 +17,11 @@ CONFIRMED = False
 CONFIRMED_BACKWARD = False
 
 CAPABILITY = (9, 0)
-DTYPES = (torch.bfloat16, torch.float16)
+NARROW = (torch.bfloat16, torch.float16)
+DTYPES = (*NARROW, torch.float32)
 MAX_CHANNELS = 256
 MAX_VALUES = 512
-# Groups of so few keys, and whole maps of them, stay on chip in other kernels.
+# Groups of so few 16-bit keys, and whole maps of them, stay on chip in other kernels.
 FEW_KEYS = 192
 
 
@@ -29,23 +30,28 @@ class HopperKernels:
 
     Args:
         op: Name of the op.
+        dtypes: What its forward pass has such kernels for; the backward pass has those of ``NARROW``.
     """
 
-    def __init__(self, op: str) -> None:
+    def __init__(self, op: str, dtypes: tuple[torch.dtype, ...]) -> None:
         self._op = op
+        self._dtypes = dtypes
         self._half = "cuda"
 
-    def refuse(self, problem: HasChannels, keys: int) -> str | None:
+    def refuse(self, problem: HasChannels, keys: int, *, backward: bool = False) -> str | None:
         """Return why the kernels do not take a call whose queries see at most ``keys`` keys, or ``None``."""
-        if problem.dtype not in DTYPES:
+        if problem.dtype not in (NARROW if backward else self._dtypes):
             return f"they have no products of {problem.dtype}"
+        if problem.tf32:
+            return "their products of float32 are exact, and TF32 is allowed"
         if problem.E > MAX_CHANNELS or problem.Ev > MAX_VALUES:
             return (
                 f"they take up to {MAX_CHANNELS} channels of queries and {MAX_VALUES} of values, "
                 f"not E={problem.E}, Ev={problem.Ev}"
             )
-        if keys <= FEW_KEYS:
-            return f"others keep {FEW_KEYS} keys or fewer on chip"
+        few = FEW_KEYS * 2 // problem.dtype.itemsize
+        if keys <= few:
+            return f"others keep {few} keys or fewer on chip"
         return self._refuse_device(problem.device)
 
     def describe(self, problem: HasChannels, keys: int) -> str:
@@ -60,7 +66,7 @@ class HopperKernels:
     def is_first(self, problem: HasChannels, keys: int, backward: bool) -> bool:
         """Tell whether ``auto`` takes these kernels before any other, in one of the passes."""
         confirmed = CONFIRMED_BACKWARD if backward else CONFIRMED
-        return confirmed and self.refuse(problem, keys) is None
+        return confirmed and self.refuse(problem, keys, backward=backward) is None
 
     def forward(self, call: tuple[Any, ...]) -> None:
         """Write the outputs of a call, whose fields are in the order of the native schema."""
@@ -111,7 +117,10 @@ def _has_aligned_channels(matrix: Tensor) -> bool:
 def operands(
     query: Tensor, key: Tensor | None, value: Tensor
 ) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Return the operands as the kernels read them; one pass over each that lies otherwise."""
-    if have_aligned_channels(query, key, value):
+    """Return the operands as the kernels read them; one pass over each that lies otherwise.
+
+    float32 is read as it lies: the kernels make their own copy, in parts.
+    """
+    if query.dtype == torch.float32 or have_aligned_channels(query, key, value):
         return query, key, value
     return aligned_rows(query), None if key is None else aligned_rows(key), aligned_rows(value)

@@ -284,7 +284,7 @@ def test_forms_of_kernels_make_the_back_end_take_them(monkeypatch: pytest.Monkey
             assert op.kernels(name, workload) == f"cuda, {name[6:]}"
     assert op.kernels("fused:cuda", wide) == "cuda, hopper"
     assert op.kernels("fused:cuda", few) == "cuda, portable"
-    assert "no products" in forms["fused:hopper"].refuses(Workload(1, 20, 20))
+    assert "no products" in forms["fused:hopper"].refuses(Workload(1, 20, 20, dtype="float64"))
     for name in ("fused:hopper", "fused:portable"):
         forms[name].compute(torch.ones(1, requires_grad=True)).backward()
     assert seen == [0, 0, 2**31, 2**31]

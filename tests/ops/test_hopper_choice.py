@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""When attention takes the forward kernels on Hopper's own instructions, what is said of it, and how."""
+"""When attention takes the kernels on Hopper's own instructions, what is said of it, and how."""
 
+import dataclasses
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from ocnet.ops import Grid, _extension, _hopper, explain, oc_attention
 from ocnet.ops._backends import SUPPORTED, Support
-from ocnet.ops._hopper import HopperForward, have_aligned_channels, operands
+from ocnet.ops._hopper import HopperKernels, have_aligned_channels, operands
 from ocnet.ops.oc_attention import autograd as attention
 from ocnet.ops.oc_attention import cpu_backend as attention_cpu
 from ocnet.ops.oc_attention import cuda_backend as attention_cuda
@@ -55,9 +56,23 @@ def on_hopper(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_reasons(changed: dict[str, Any], keys: int, reason: str) -> None:
-    found = HopperForward("oc_attention").refuse(problem(**changed), keys)
-    assert found is not None
-    assert reason in found
+    kernels = HopperKernels("oc_attention", _hopper.NARROW)
+    for backward in (False, True):
+        found = kernels.refuse(problem(**changed), keys, backward=backward)
+        assert found is not None
+        assert reason in found
+
+
+def test_float32_is_exact_and_only_forward(on_hopper: None) -> None:
+    kernels = attention_cuda._HOPPER
+    exact = problem(torch.float32)
+    assert kernels.refuse(exact, 400) is None
+    assert kernels.refuse(exact, 96) == "others keep 96 keys or fewer on chip"
+    rounded = dataclasses.replace(exact, tf32=True)
+    assert kernels.refuse(rounded, 400) == (
+        "their products of float32 are exact, and TF32 is allowed"
+    )
+    assert kernels.refuse(exact, 400, backward=True) == "they have no products of torch.float32"
 
 
 @pytest.mark.parametrize(
@@ -77,7 +92,7 @@ def test_reasons_of_devices(
     monkeypatch.setattr(_hopper, "_is_built", lambda half, op: built)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a fake one")
-    kernels = HopperForward("oc_attention")
+    kernels = HopperKernels("oc_attention", _hopper.NARROW)
     assert kernels.refuse(problem(), 193) == reason
     told = kernels.describe(problem(), 193)
     if reason is None:
@@ -91,36 +106,37 @@ def test_reasons_of_devices(
 def test_what_is_built(emulator, op: str) -> None:
     assert _hopper._is_built("emulated", op)
     assert not _hopper._is_built("emulated", f"no_{op}")
-    assert (
-        _hopper._overload("emulated", op)
-        == getattr(torch.ops.ocnet_emulated, f"{op}_hopper_fwd").default
-    )
+    for name in (f"{op}_hopper_fwd", f"{op}_hopper_bwd"):
+        found = getattr(torch.ops.ocnet_emulated, name).default
+        assert _hopper._overload("emulated", name) == found
 
 
-@pytest.mark.parametrize("confirmed", [True, False])
+@pytest.mark.parametrize("backward", [True, False])
+@pytest.mark.parametrize("forward", [True, False])
 def test_auto_asks_them_first_once_they_are_confirmed(
-    on_hopper: None, monkeypatch: pytest.MonkeyPatch, confirmed: bool
+    on_hopper: None, monkeypatch: pytest.MonkeyPatch, forward: bool, backward: bool
 ) -> None:
-    """In forward passes; the backward has no such kernels, and keeps its order."""
-    monkeypatch.setattr(_hopper, "CONFIRMED", confirmed)
+    """Each pass on its own."""
+    monkeypatch.setattr(_hopper, "CONFIRMED", forward)
+    monkeypatch.setattr(_hopper, "CONFIRMED_BACKWARD", backward)
     maps = torch.zeros(1, 8, 20, 20, dtype=torch.bfloat16)
     stages = {
         attention: Problem.of(maps, None, maps),
         partition: partition.Problem.of([maps], [], [maps], [Grid(1)]),
     }
     for module, of_op in stages.items():
-        forward = module.BACKENDS.choose(of_op, "auto")
-        backward = module.BACKENDS.choose(of_op, "auto", backward=True)
         asked = [name for name, _ in module.BACKENDS._ordered]
         others = dict(module.BACKENDS._ordered)
         assert asked.index("triton") < asked.index("cuda")
-        assert forward is others["cuda" if confirmed else "triton"]
-        assert backward is others["triton"]
-        assert module.BACKENDS.choose(of_op, "triton") is others["triton"]
+        for is_backward, confirmed in ((False, forward), (True, backward)):
+            taken = module.BACKENDS.choose(of_op, "auto", backward=is_backward)
+            assert taken is others["cuda" if confirmed else "triton"]
+            explicit = module.BACKENDS.choose(of_op, "triton", backward=is_backward)
+            assert explicit is others["triton"]
 
 
 @pytest.mark.parametrize(
-    "changed", [{"dtype": torch.float32}, {"size": 13}], ids=["dtype", "few keys"]
+    "changed", [{"dtype": torch.float64}, {"size": 13}], ids=["dtype", "few keys"]
 )
 def test_auto_asks_others_first_where_they_refuse(
     on_hopper: None, monkeypatch: pytest.MonkeyPatch, changed: dict[str, Any]
@@ -239,7 +255,7 @@ def test_the_back_end_hands_over_what_the_op_takes(monkeypatch: pytest.MonkeyPat
     """NCHW maps of whole vectors as they are, and rows of all others; results where they were."""
     seen: list[tuple[Any, ...]] = []
     monkeypatch.setattr(attention_cuda._HOPPER, "_refuse_device", lambda device: None)
-    monkeypatch.setattr(attention_cuda._HOPPER, "run", seen.append)
+    monkeypatch.setattr(attention_cuda._HOPPER, "forward", seen.append)
     for tokens in (200, 201):
         query, value = planes(tokens, 8), planes(tokens, 16)
         results = SimpleNamespace(out=planes(tokens, 16), lse=torch.zeros(2, tokens))

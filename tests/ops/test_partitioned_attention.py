@@ -7,7 +7,7 @@ import functools
 import pytest
 import torch
 
-from ocnet.ops import Blocks, Grid, Strided, partitioned_attention, pyramid_attention
+from ocnet.ops import Blocks, Grid, Strided, _hopper, partitioned_attention, pyramid_attention
 from ocnet.testing import (
     AttentionCase,
     AttentionInputs,
@@ -32,6 +32,11 @@ each_sharing = pytest.mark.parametrize("shared", [True, False], ids=["shared", "
 @pytest.fixture(params=HOPPER_SUBJECTS)
 def subject(request: pytest.FixtureRequest) -> str:
     return request.param
+
+
+@pytest.fixture
+def dtypes(subject: str, dtypes) -> tuple[torch.dtype, ...]:
+    return _hopper.NARROW if "hopper" in subject else dtypes
 
 
 def assert_accurate(label: str, actual, inputs: AttentionInputs, partition) -> None:

@@ -8,7 +8,7 @@ from ocnet.ops._native import NativeBackend
 from ocnet.ops.oc_attention.problem import BackwardCall, ForwardCall, Problem, refuse_common
 
 _BACKEND = NativeBackend("oc_attention", "cuda", refuse_common)
-_HOPPER = _hopper.HopperKernels("oc_attention")
+_HOPPER = _hopper.HopperKernels("oc_attention", _hopper.DTYPES)
 _TF32 = BackwardCall._fields.index("tf32")  # which the Hopper kernels do without
 
 
@@ -46,7 +46,7 @@ def backward(call: BackwardCall) -> None:
         value=aligned_rows(call.value),
     )
     problem = Problem.of_call(call)
-    if _HOPPER.refuse(problem, problem.S) is None:
+    if _HOPPER.refuse(problem, problem.S, backward=True) is None:
         _HOPPER.backward((*aligned[:_TF32], *aligned[_TF32 + 1 :]))
     else:
         _BACKEND.backward(aligned)

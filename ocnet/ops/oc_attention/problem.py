@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ocnet.ops._backends import Support, refuse_tensors
+from ocnet.ops._precision import tf32_allowed
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 MAX_CHANNELS = 512
@@ -25,6 +26,7 @@ class Problem:
     E: int
     Ev: int
     shared: bool
+    tf32: bool = False  # whether float32 products may be rounded to TF32
 
     @staticmethod
     def of(query: Tensor, key: Tensor | None, value: Tensor) -> "Problem":
@@ -39,6 +41,7 @@ class Problem:
             E=e,
             Ev=value.shape[1],
             shared=key is None,
+            tf32=tf32_allowed(query),
         )
 
     @staticmethod
@@ -54,6 +57,7 @@ class Problem:
             E=e,
             Ev=call.value.shape[2],
             shared=call.key is None,
+            tf32=call.tf32,
         )
 
 
@@ -112,6 +116,11 @@ class HasChannels(Protocol):
     @property
     def dtype(self) -> torch.dtype:
         """Of all its maps."""
+        ...
+
+    @property
+    def tf32(self) -> bool:
+        """Whether float32 products may be rounded to TF32."""
         ...
 
     @property

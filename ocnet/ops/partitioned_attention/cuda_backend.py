@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from ocnet.ops._backends import Support
-from ocnet.ops._hopper import HopperKernels
+from ocnet.ops._hopper import NARROW, HopperKernels
 from ocnet.ops._layout import aligned_rows
 from ocnet.ops._native import NativeBackend
 from ocnet.ops.partitioned_attention.problem import (
@@ -17,7 +17,7 @@ from ocnet.ops.partitioned_attention.problem import (
 )
 
 _BACKEND = NativeBackend("partitioned_attention", "cuda", refuse_common)
-_HOPPER = HopperKernels("partitioned_attention")
+_HOPPER = HopperKernels("partitioned_attention", NARROW)
 _TF32 = BackwardCall._fields.index("tf32")  # which the Hopper kernels do without
 
 
@@ -57,7 +57,7 @@ def backward(call: BackwardCall) -> None:
         value=_aligned(call.value),
     )
     problem = Problem.of_call(call)
-    if _HOPPER.refuse(problem, problem.largest_group) is None:
+    if _HOPPER.refuse(problem, problem.largest_group, backward=True) is None:
         _HOPPER.backward((*aligned[:_TF32], *aligned[_TF32 + 1 :]))
     else:
         _BACKEND.backward(aligned)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ocnet.ops._partition import Axes, Partition, stage_axes
+from ocnet.ops._precision import tf32_allowed
 from ocnet.ops.oc_attention.problem import DTYPES, refuse_common
 
 __all__ = ["DTYPES", "MAX_STAGES", "BackwardCall", "ForwardCall", "Problem", "refuse_common"]
@@ -29,6 +30,7 @@ class Problem:
         shared: Whether keys are the queries.
         images: Of each stage.
         axes: Partition of each stage.
+        tf32: Whether float32 products may be rounded to TF32.
     """
 
     device: torch.device
@@ -38,6 +40,7 @@ class Problem:
     shared: bool
     images: tuple[int, ...]
     axes: tuple[Axes, ...]
+    tf32: bool = False
 
     @staticmethod
     def of(
@@ -59,6 +62,7 @@ class Problem:
                 partition.axes(*stage.shape[2:])
                 for partition, stage in zip(partitions, query, strict=True)
             ),
+            tf32=tf32_allowed(first),
         )
 
     @staticmethod
@@ -73,6 +77,7 @@ class Problem:
             shared=len(call.key) == 0,
             images=tuple(stage.shape[0] for stage in call.query),
             axes=tuple(stage_axes(call.partition)),
+            tf32=call.tf32,
         )
 
     @property
