@@ -5,9 +5,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 NATIVE := $(wildcard csrc/*.* csrc/*/*.* csrc/*/*/*.*) setup.py tools/native_build.py
-CXX_FILES := $(foreach folder,csrc tests,$(foreach end,h cpp cu cuh,'$(folder)/*.$(end)'))
+CXX_FILES := $(foreach folder,csrc tests benchmarks,$(foreach end,h cpp cu cuh,'$(folder)/*.$(end)'))
 
-.PHONY: install demo test slow lint types format gpu-check doctor clean
+.PHONY: install demo test slow lint types format gpu-check gpu-visit doctor clean
 
 install: $(READY)
 
@@ -36,12 +36,18 @@ format: $(READY)
 doctor: $(READY)
 	$(BIN)/ocnet doctor
 
-# On a machine with a GPU, in an environment that has ocnet installed: every test marked gpu, then the
-# benchmarks. PYTHON names that environment's interpreter; rows go to benchmarks/results/, those of the
-# primitives that the GPU confirms to benchmarks/results/primitives/.
+# On a machine with a GPU, in an environment that has ocnet installed: every test marked gpu, from the
+# smallest parts up, then the benchmarks. PYTHON names that environment's interpreter; rows go to
+# benchmarks/results/, those of the primitives that the GPU confirms to benchmarks/results/primitives/.
 gpu-check:
-	$(PYTHON) -m pytest -m gpu --require-gpu
+	$(PYTHON) -m pytest -m gpu --require-gpu tests/emulator
+	$(PYTHON) -m benchmarks.hopper.ladder
+	$(PYTHON) -m pytest -m gpu --require-gpu --ignore tests/emulator
 	$(PYTHON) -m benchmarks.run --device cuda
+
+# The same in ten minutes, and what the Hopper kernels are asked besides (docs/kernels.md).
+gpu-visit:
+	PYTHON=$(PYTHON) tools/gpu_visit.sh
 
 # torch first, so that the extensions are built against the headers of the torch they will run with.
 $(READY): pyproject.toml constraints.txt $(NATIVE)

@@ -9,8 +9,8 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from benchmarks import abn_baselines, gather_baselines, partition_baselines
-from benchmarks.backends import Op
+from benchmarks import abn_baselines, gather_baselines, partition_baselines, sdpa_baselines
+from benchmarks.backends import Hopper, Op
 from benchmarks.compiled import CompiledFresh, compile_refusal, flex_refusal
 from ocnet.engine.abn_workload import ABNWorkload
 from ocnet.engine.gather_workload import GatherWorkload
@@ -18,6 +18,7 @@ from ocnet.engine.partition_workload import PartitionWorkload
 from ocnet.engine.workload import FORMS as INSTALLED
 from ocnet.engine.workload import Call, Form, Workload
 from ocnet.ops import oc_attention
+from ocnet.ops.oc_attention import cuda_backend
 from ocnet.ops.oc_attention.autograd import BACKENDS
 from ocnet.ops.oc_attention.problem import Problem
 from ocnet.ops.oc_attention.reference import naive_attention
@@ -42,6 +43,11 @@ def backend_of(form: str, workload: Call) -> str | None:
     return _OTHERS.get(type(workload), (FORMS, OP))[1].taken(form, workload)
 
 
+def kernels_of(form: str, workload: Call) -> str | None:
+    """Return which kernels a form of this package runs for a workload; ``None`` for others."""
+    return _OTHERS.get(type(workload), (FORMS, OP))[1].kernels(form, workload)
+
+
 def _problem(workload: Workload) -> Problem:
     return Problem(
         device=torch.device(workload.device),
@@ -55,7 +61,9 @@ def _problem(workload: Workload) -> Problem:
     )
 
 
-OP = Op(oc_attention, BACKENDS, _problem)
+OP = Op(
+    oc_attention, BACKENDS, _problem, Hopper(cuda_backend._HOPPER, lambda problem: int(problem.S))
+)
 
 
 def _flex(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -76,6 +84,7 @@ FORMS = {
     for form in (
         *INSTALLED.values(),
         *OP.forms(_HERE),
+        *sdpa_baselines.FORMS.values(),
         Form(
             "compile",
             CompiledFresh(naive_attention),

@@ -97,6 +97,7 @@ CASES = (
     Case("pooled-48-n8", "Base-OC, pooled by 2", _tokens_last(8, 48, 48)),
     Case("pooled-49-n8", "Base-OC, pooled by 2", _tokens_last(8, 49, 49)),
     Case("whole-128x256", "Base-OC, whole image", _tokens_last(1, 128, 256)),
+    Case("whole-129x257", "Base-OC, whole image", _tokens_last(1, 129, 257)),
     Case("whole-128x256-v512", "Base-OC, wide values", _tokens_last(1, 128, 256, Ev=512)),
     Case(
         "asp-48-n8",

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.backends import Op
+from benchmarks.backends import Hopper, Op
 from benchmarks.compiled import CompiledFresh, compile_refusal, flex_refusal
 from ocnet.engine.partition_workload import FORMS as INSTALLED
 from ocnet.engine.partition_workload import PartitionWorkload, attend, stages_of
@@ -21,6 +21,7 @@ from ocnet.engine.workload import Form, sdpa_builds_matrix
 from ocnet.ops import Blocks, Grid, Partition
 from ocnet.ops._partition import Axes
 from ocnet.ops.oc_attention.reference import naive_attention
+from ocnet.ops.partitioned_attention import cuda_backend
 from ocnet.ops.partitioned_attention.autograd import BACKENDS
 from ocnet.ops.partitioned_attention.problem import Problem
 
@@ -43,7 +44,12 @@ def _problem(workload: PartitionWorkload) -> Problem:
     )
 
 
-OP = Op(attend, BACKENDS, _problem)
+OP = Op(
+    attend,
+    BACKENDS,
+    _problem,
+    Hopper(cuda_backend._HOPPER, lambda problem: int(problem.largest_group)),
+)
 
 
 def _published(*tensors: Tensor, partitions: Sequence[Partition]) -> list[Tensor]:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from benchmarks import baselines, gate
-from benchmarks.backends import is_ours
+from benchmarks.backends import OURS, is_ours
 from benchmarks.cases import CASES, Case, select
 from benchmarks.rates import Rates, measure_rates
 from ocnet.engine.environment import source_commit, versions
@@ -100,6 +100,20 @@ def _forms(names: Sequence[str], workload: Call) -> list[Form]:
     return [known[name] for name in names or known if name in known]
 
 
+def _distinct(forms: Sequence[Form], workload: Call) -> list[Form]:
+    """Leave out those of this package that run the kernels of one before them."""
+    seen: set[str] = set()
+    kept = []
+    for form in forms:
+        kernels = None if form.refuses(workload) else baselines.kernels_of(form.name, workload)
+        # What is named by its back end says so in its row; what overwrites its input is another.
+        if kernels in seen and form.name.startswith(OURS):
+            continue
+        seen |= {kernels} if kernels else set()
+        kept.append(form)
+    return kept
+
+
 def rows(cases: Sequence[Case], options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Yield one row for each case, form and phase; a form that is wrong yields no times."""
     rates: dict[str, Rates] = {}
@@ -111,11 +125,7 @@ def rows(cases: Sequence[Case], options: argparse.Namespace) -> Iterator[dict[st
             if workload.dtype not in rates:
                 rates[workload.dtype] = measure_rates(device, workload.dtype, quick=quick)
             expected = gate.Expected.of(workload)
-            forms = _forms(options.forms, workload)
-            taken = f"fused:{baselines.backend_of('fused', workload)}"
-            # Where all forms run, the one that 'fused' stands for would be measured twice.
-            chosen = [f for f in forms if f.name != taken or "fused" not in {g.name for g in forms}]
-            for form in chosen:
+            for form in _distinct(_forms(options.forms, workload), workload):
                 verdict, status, reason = _judge(form, workload, expected)
                 for measurement in _measure(form, workload, options.phases, quick, status, reason):
                     yield _row(case, measurement, verdict, rates[workload.dtype])
@@ -157,17 +167,21 @@ def _row(
     floor, limit = rates.floor_ms(measurement.workload, measurement.phase)
     record = measurement.to_record()
     time = record.pop("time")
+    flops = measurement.workload.flops(measurement.phase)
     return {
         "case": case.name,
         "network": case.network,
         "backend": baselines.backend_of(measurement.form, measurement.workload),
+        "kernels": baselines.kernels_of(measurement.form, measurement.workload),
         **record,
         "p20_ms": time and time["p20"],
         "p50_ms": time and time["p50"],
         "p80_ms": time and time["p80"],
         "repeats": time and time["repeats"],
+        "tflop_s": time and flops / time["p50"] / 1e9,
         "floor_ms": floor,
         "floor_set_by": limit,
+        "share_of_floor": time and floor / time["p50"],
         "io_bytes": measurement.workload.io_bytes(measurement.phase),
         "streamed_bytes": measurement.workload.streamed_bytes(measurement.phase),
         "copy_gb_s": rates.copy_gb_s,
@@ -200,7 +214,8 @@ def _line(row: dict[str, Any]) -> str:
     if row["status"] != OK:
         return f"{head} {row['status']}: {row['reason']}"
     times = f"{row['p50_ms']:10.3f} ms ({row['p20_ms']:.3f} to {row['p80_ms']:.3f})"
-    return f"{head} {times}  {row['p50_ms'] / row['floor_ms']:6.1f} x floor"
+    rate = f"{row['tflop_s']:7.2f} TFLOP/s, {row['share_of_floor']:.0%} of the floor's pace"
+    return f"{head} {times} {rate}, {row['gate_worst']} off by {row['gate_error']:.1e}"
 
 
 if __name__ == "__main__":

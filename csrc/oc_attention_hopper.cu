@@ -1,12 +1,10 @@
 // SPDX-License-Identifier: MIT
-// Host side of the forward pass on Hopper's own instructions: checks, tensor maps, workspace,
-// launches.
+// Host side of the forward pass on Hopper's own instructions: checks, and which tile a call takes.
 #include <optional>
 #include <string>
 
 #include <torch/csrc/stable/tensor.h>
 
-#include "common/tensor_map_cache.h"
 #include "oc_attention_hopper.h"
 #include "oc_attention_hopper_fwd.cuh"
 #include "oc_attention_hopper_host.h"
@@ -51,61 +49,12 @@ void check_channels(const AttentionCall& call, const Sizes& sizes) {
   check("value", sizes.value_channels, kHopperMostValues);
 }
 
-template <typename scalar_t>
-constexpr MapElement map_element() {
-  return std::is_same_v<scalar_t, BFloat16> ? MapElement::kBFloat16 : MapElement::kFloat16;
-}
-
-// The map of a token matrix for boxes of `tokens` by `channels`, of which one fits a line.
-template <typename Tile>
-TensorMap tensor_map(const char* function, const TokenMatrix<const typename Tile::scalar_t>& matrix,
-                     int64_t images, int tokens, int channels) {
-  constexpr auto kBytes = static_cast<int64_t>(sizeof(typename Tile::scalar_t));
-  constexpr bool kByChannels = Tile::kSource == HopperSource::kTokenMajor;
-  // No step is made along an axis of one element, whatever its stride.
-  const auto stride = [](int64_t size, int64_t elements) {
-    return static_cast<uint64_t>(size == 1 ? 16 : elements * kBytes);
-  };
-  const auto count = static_cast<uint64_t>(matrix.tokens);
-  const auto width = static_cast<uint64_t>(matrix.channels);
-  TensorMapRequest request;
-  request.data = const_cast<typename Tile::scalar_t*>(matrix.data);
-  request.element = map_element<typename Tile::scalar_t>();
-  request.rank = 3;
-  request.swizzle = true;
-  request.sizes[0] = kByChannels ? width : count;
-  request.sizes[1] = kByChannels ? count : width;
-  request.sizes[2] = static_cast<uint64_t>(images);
-  request.stride_bytes[1] = kByChannels ? stride(matrix.tokens, matrix.token_stride)
-                                        : stride(matrix.channels, matrix.channel_stride);
-  request.stride_bytes[2] = stride(images, matrix.image_stride);
-  request.box[0] = Tile::kLine;
-  request.box[1] = static_cast<uint32_t>(kByChannels ? tokens : channels);
-  request.box[2] = 1;
-  return cached_tensor_map(function, request);
-}
-
-template <typename Tile>
-HopperMaps tensor_maps(const char* function, const FwdStage<typename Tile::scalar_t>& stage,
-                       int64_t images) {
-  constexpr int kTokens = Tile::kCols / Tile::kCluster;
-  return {tensor_map<Tile>(function, stage.query, images, kHopperRows, Tile::kChannels),
-          tensor_map<Tile>(function, stage.key, images, kTokens, Tile::kChannels / Tile::kCluster),
-          tensor_map<Tile>(function, stage.value, images, kTokens, Tile::kValues / Tile::kCluster)};
-}
-
 template <typename Tile>
 void run_tile(const AttentionCall& call, const HopperStages& stages, const Sizes& sizes) {
-  using scalar_t = typename Tile::scalar_t;
   const TensorLauncher launch(call.function, stages[0].query);
-  run_hopper<Tile>(call, stages, sizes, launch, oc_attention_hopper_fwd_kernel<Tile>,
-                   [&](const FwdStage<scalar_t>& stage) -> HopperMaps {
-                     if constexpr (Tile::kSource == HopperSource::kGroups) {
-                       return {};
-                     } else {
-                       return tensor_maps<Tile>(call.function, stage, sizes.images);
-                     }
-                   });
+  run_hopper<Tile>(
+      call, stages, sizes, launch, oc_attention_hopper_fwd_kernel<Tile>,
+      [&](const auto& stage) { return tensor_maps<Tile>(call.function, stage, sizes.images); });
 }
 
 template <typename Tile>

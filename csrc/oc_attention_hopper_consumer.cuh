@@ -31,6 +31,15 @@ OCNET_DEVICE void release(const HopperBuffer& buffer) {
   }
 }
 
+// What may be done otherwise; benchmarks/hopper measures other choices.
+template <typename Tile>
+struct HopperChoices {
+  static constexpr int kGrowth = kLazyGrowth;
+  // Whether two consumers issue their products one after the other, so that one weighs its scores
+  // while the tensor cores multiply for the other (FlashAttention-3's ping-pong).
+  static constexpr bool kTakesTurns = false;
+};
+
 // A consumer warpgroup: 64 rows of queries. `Self` has attend(softmax, sums), the sums of a job
 // over its values and what they are divided by.
 template <typename Tile, typename Self>
@@ -47,6 +56,7 @@ class HopperConsumerOf {
   OCNET_DEVICE void run(int worker) {
     HopperWalk walk(params_.plan, worker);
     HopperJob job;
+    if (consumer_ > 0) pass_turn();
     while (walk.next(job)) {
       SoftmaxRows softmax;
       float sums[Tile::kValues / 8][4];
@@ -54,9 +64,24 @@ class HopperConsumerOf {
       store(softmax, sums);
       job_parity_ ^= 1;
     }
+    if (consumer_ == 0) await_turn();
   }
 
  protected:
+  using Choices = HopperChoices<Tile>;
+
+  // Turns of two consumers, where they take them: each waits for its own, and the other gives it.
+  // Both have as many steps; the first turn and the last are the first consumer's.
+  OCNET_DEVICE void await_turn() const {
+    if constexpr (Choices::kTakesTurns) {
+      device::named_barrier_sync(1 + consumer_, Tile::kConsumers * 128);
+    }
+  }
+  OCNET_DEVICE void pass_turn() const {
+    if constexpr (Choices::kTakesTurns) {
+      device::named_barrier_arrive(2 - consumer_, Tile::kConsumers * 128);
+    }
+  }
   // Waits for the queries of a job.
   OCNET_DEVICE HopperBuffer full_query() const {
     const HopperBuffer query = buffers_.query();
@@ -85,7 +110,7 @@ class HopperConsumerOf {
   OCNET_DEVICE SoftmaxRows::Growth weigh(SoftmaxRows& softmax, float (&scores)[kCols / 8][4],
                                          int valid) const {
     const SoftmaxRows::Growth growth =
-        softmax.template raise<kCols>(scores, params_.scale_log2, valid);
+        softmax.template raise<kCols, Choices::kGrowth>(scores, params_.scale_log2, valid);
     softmax.template exponentiate<kCols>(scores, params_.scale_log2, valid);
     return growth;
   }

@@ -127,11 +127,13 @@ class HopperConsumer : public HopperConsumerOf<Tile, HopperConsumer<Tile>> {
       ++step_;
       tiles.advance();
       const HopperBuffer keys = this->full_keys();
+      this->await_turn();
       ptx::hold_registers(flat(scores));
       ptx::hold_registers(flat(sums));
       ptx::wgmma_fence();
       Products::scores(scores, rows, keys.data);
       Products::accumulate(sums, weights, values.data);
+      this->pass_turn();
       ptx::wgmma_wait<1>();
       ptx::hold_registers(flat(scores));
       release<Tile::kCluster>(keys);

@@ -10,8 +10,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
-#include "oc_attention_hopper_combine.cuh"
-#include "oc_attention_hopper_copies.cuh"
+#include "oc_attention_hopper_launch.cuh"
 #include "oc_attention_hopper_plan.h"
 #include "oc_attention_host.h"
 
@@ -58,13 +57,7 @@ void run_hopper(const AttentionCall& call, const HopperStages& stages, const Siz
                                          torch::headeronly::ScalarType::Float);
     params.partial = kernel_output<float>("workspace", *workspace);
   }
-  launch(kernel,
-         Grid{int64_t{params.plan.workers} * Tile::kCluster, Tile::kThreads, Tile::kSharedBytes,
-              Tile::kCluster},
-         params);
-  launch_oc_attention_hopper_combine<scalar_t>(
-      {params.stages[0], params.plan, params.work, params.partial, kTileRows, Tile::kValues},
-      launch);
+  launch_hopper<Tile>(params, kernel, launch);
 }
 
 }  // namespace ocnet

@@ -12,7 +12,7 @@ constexpr float kLn2 = 0.693147180559945309417f;
 
 // A row's reference is raised only when its maximum has grown by more than this power of two (lazy
 // rescaling, FlashAttention-4). Weights reach at most 2^8, far from the end of any dtype.
-constexpr float kLazyGrowth = 8;
+constexpr int kLazyGrowth = 8;
 
 // Rows g and g + 8, of which the four lanes of a quad have every fourth pair of columns. Powers are
 // of two: weights are 2^(scale_log2 * score - reference).
@@ -42,7 +42,7 @@ struct SoftmaxRows {
 
   // The steps of `weigh`, for kernels whose sums are still being added to: references are raised by
   // the scores of a tile,
-  template <int kCols>
+  template <int kCols, int kGrowth = kLazyGrowth>
   OCNET_DEVICE Growth raise(const float (&scores)[kCols / 8][4], float scale_log2, int keys) {
     float top[2];
     if (keys < kCols || scale_log2 < 0) {
@@ -57,7 +57,7 @@ struct SoftmaxRows {
       top[r] = ocnet::maximum(top[r], device::shuffle_xor(top[r], 1));
       top[r] = ocnet::maximum(top[r], device::shuffle_xor(top[r], 2));
     }
-    return raise(top);
+    return raise<kGrowth>(top);
   }
   // scores become weights,
   template <int kCols>
@@ -185,8 +185,9 @@ struct SoftmaxRows {
   }
 
   // A row's results depend on its own scores only, whatever other rows of the warp need.
+  template <int kGrowth>
   OCNET_DEVICE Growth raise(const float (&top)[2]) {
-    const bool grows[2] = {top[0] > maximum[0] + kLazyGrowth, top[1] > maximum[1] + kLazyGrowth};
+    const bool grows[2] = {top[0] > maximum[0] + kGrowth, top[1] > maximum[1] + kGrowth};
     Growth growth = {device::any(grows[0] || grows[1]), {1.0f, 1.0f}};
     if (!growth.any) return growth;
     OCNET_UNROLL

@@ -18,7 +18,9 @@ from ocnet.engine.gather_workload import GatherWorkload
 from ocnet.engine.measure import call_of
 from ocnet.engine.partition_workload import PartitionWorkload, attend
 from ocnet.engine.workload import Call, Form, Workload
-from ocnet.ops import Grid, Strided
+from ocnet.ops import Grid, Strided, _hopper
+from ocnet.ops._backends import SUPPORTED
+from ocnet.ops.oc_attention import cuda_backend
 from ocnet.ops.oc_attention.autograd import BACKENDS
 from ocnet.ops.oc_attention.problem import MAX_CHANNELS
 from ocnet.ops.oc_attention.reference import naive_attention
@@ -66,6 +68,7 @@ def test_every_floor_of_the_study_has_its_case() -> None:
         "pooled-49-n8": 0.047,
         "whole-128x256": 1.100,
         "whole-128x256-v512": 1.649,
+        "whole-129x257": 1.126,
         "asp-48-n8": 0.033,
         "asp-97-n4": 0.272,
         "ocr-97-k19-n4": 0.001,
@@ -242,6 +245,53 @@ def test_forms_refuse_with_a_sentence() -> None:
     assert groups["fused"].refuses(PYRAMID) == ""
     assert baselines.backend_of("fused:reference", PYRAMID) == "reference"
     assert baselines.backend_of("published", PYRAMID) is None
+    for call in (SMALL, PYRAMID):
+        for name in ("fused:hopper", "fused:portable"):
+            assert "CUDA tensors" in baselines.forms_of(call)[name].refuses(call)
+    for kernel in ("flash", "cudnn", "efficient", "math"):
+        assert "CPU" in forms[f"sdpa:{kernel}"].refuses(SMALL)
+
+
+def test_forms_of_kernels_make_the_back_end_take_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And leave it as it was; which it takes by itself depends on the number of keys."""
+    seen: list[int] = []
+
+    class Watched(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            seen.append(_hopper.FEW_KEYS)
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: Any, grad: Tensor) -> Tensor:
+            seen.append(_hopper.FEW_KEYS)
+            return grad
+
+    def attention(*tensors: Tensor, backend: str) -> Any:
+        assert backend == "cuda"
+        return Watched.apply(tensors[0]).view(-1)
+
+    monkeypatch.setattr(cuda_backend._BACKEND, "supports", lambda problem: SUPPORTED)
+    monkeypatch.setattr(cuda_backend._HOPPER, "_refuse_device", lambda device: None)
+    op = dataclasses.replace(baselines.OP, compute=attention)
+    forms = {form.name: form for form in op.forms("here")}
+    wide = Workload(1, 20, 20, dtype="bfloat16")
+    few = Workload(1, 20, 20, Hk=1, Wk=19, shared=False, dtype="bfloat16")
+    for workload in (wide, few):
+        for name in ("fused:hopper", "fused:portable"):
+            assert forms[name].refuses(workload) == ""
+            assert op.taken(name, workload) == "cuda"
+            assert op.kernels(name, workload) == f"cuda, {name[6:]}"
+    assert op.kernels("fused:cuda", wide) == "cuda, hopper"
+    assert op.kernels("fused:cuda", few) == "cuda, portable"
+    assert "no products" in forms["fused:hopper"].refuses(Workload(1, 20, 20, dtype="float64"))
+    for name in ("fused:hopper", "fused:portable"):
+        forms[name].compute(torch.ones(1, requires_grad=True)).backward()
+    assert seen == [0, 0, 2**31, 2**31]
+    assert _hopper.FEW_KEYS == 192
+    names = [form.name for form in run._distinct([*forms.values()], few)]
+    assert "fused:cuda" not in names
+    assert {"fused:hopper", "fused:portable"} <= {*names}
 
 
 def test_every_form_can_be_asked_for_by_name() -> None:
@@ -249,6 +299,8 @@ def test_every_form_can_be_asked_for_by_name() -> None:
     assert set(baselines.NAMES) == {name for call in calls for name in baselines.forms_of(call)}
     assert [name for name in baselines.NAMES if is_ours(name)] == [
         "fused",
+        "fused:hopper",
+        "fused:portable",
         *(f"fused:{name}" for name in BACKENDS.names),
         "inplace",
     ]
@@ -271,6 +323,10 @@ def test_slow_products_of_narrow_numbers_are_no_floor(monkeypatch: pytest.Monkey
     monkeypatch.setattr(rates, "_matmul_ms", lambda side, kind, *_: times[kind] * side**3)
     found = {name: rates.measure_rates("cpu", name, quick=True) for name in ("bfloat16", "float64")}
     assert found["bfloat16"].matmul_tflop_s == 2 * found["float64"].matmul_tflop_s
+
+
+def row_flops(row: dict[str, Any]) -> int:
+    return call_of(row["workload"]).flops(row["phase"])
 
 
 def rows_of(path: Path) -> list[dict[str, Any]]:
@@ -333,6 +389,8 @@ def test_rows_and_table(
     assert right["p20_ms"] <= right["p50_ms"] <= right["p80_ms"]
     assert right["saved_extra_bytes"] == 4 * 576 * 576
     assert right["gate_error"] <= right["gate_bound"]
+    assert right["tflop_s"] * right["p50_ms"] == pytest.approx(row_flops(right) / 1e9)
+    assert right["share_of_floor"] == right["floor_ms"] / right["p50_ms"]
     for key in ("commit", "device_name", "driver", "torch", "triton", "date", "floor_ms"):
         assert key in right
 

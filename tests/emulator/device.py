@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""The probes on a GPU: their library, built by nvcc on first use, and a process that runs it.
+"""Probes on a GPU: a library of them, built by nvcc on first use, and a process that runs it.
 
-The library needs neither torch nor Python. A probe that faults or hangs takes its process with it, not
+A library needs neither torch nor Python. A probe that faults or hangs takes its process with it, not
 the tests.
 """
 
@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -23,7 +24,6 @@ from tools.native_build import find_toolchain
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-WORK = ROOT / "build" / "probes"
 ARCHITECTURE = "90a"
 CAPABILITY = "9.0"  # what runs code for 90a
 SECONDS = 60  # a probe takes milliseconds; the first call also makes the CUDA context
@@ -33,6 +33,22 @@ FLAGS = [
     *("-Xcompiler", "-fPIC,-fvisibility=hidden", f"-I{ROOT / 'csrc'}", f"-I{HERE}"),
     f"-gencode=arch=compute_{ARCHITECTURE},code=sm_{ARCHITECTURE}",
 ]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A source of probes (probe_library.cuh), and the folders of what it includes."""
+
+    path: Path
+    folders: tuple[Path, ...]
+
+    @property
+    def work(self) -> Path:
+        """Where it is built."""
+        return ROOT / "build" / self.path.stem
+
+
+PROBES = Source(HERE / "probes.cu", (ROOT / "csrc" / "common", HERE))
 
 
 class UnavailableError(Exception):
@@ -54,17 +70,16 @@ def find_nvcc() -> str:
     return nvcc
 
 
-def _digest(nvcc: str) -> str:
+def _digest(nvcc: str, source: Source) -> str:
     version = subprocess.run([nvcc, "--version"], capture_output=True, check=True).stdout
     digest = hashlib.sha256(version + "\n".join(FLAGS).encode())
-    sources = [path for folder in (ROOT / "csrc" / "common", HERE) for path in folder.rglob("*")]
-    for path in sorted(sources):
+    for path in sorted(path for folder in source.folders for path in folder.rglob("*")):
         if path.suffix in (".h", ".cuh", ".cu") and not path.name.startswith("fault_"):
             digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()[:16]
 
 
-def build() -> tuple[Path, Path]:
+def build(source: Source = PROBES) -> tuple[Path, Path]:
     """Return the library and what ptxas said of its kernels, both built if they are not there.
 
     The PTX of the kernels lies beside them.
@@ -74,26 +89,26 @@ def build() -> tuple[Path, Path]:
         subprocess.CalledProcessError: The probes do not compile; its text holds the last lines.
     """
     nvcc = find_nvcc()
-    folder = WORK / _digest(nvcc)
-    library, log = folder / "probes.so", folder / "ptxas.txt"
-    WORK.mkdir(parents=True, exist_ok=True)
-    with (WORK / "lock").open("w") as lock:
+    folder = source.work / _digest(nvcc, source)
+    library, log = folder / f"{source.path.stem}.so", folder / "ptxas.txt"
+    source.work.mkdir(parents=True, exist_ok=True)
+    with (source.work / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # let go when the file is closed
         if not library.is_file():
-            for old in WORK.glob("*/"):
+            for old in source.work.glob("*/"):
                 shutil.rmtree(old)
-            _compile(folder, library, log)
+            _compile(source, library, log)
     return library, log
 
 
-def _compile(folder: Path, library: Path, log: Path) -> None:
-    """Fill the folder, the library last: where that is, all is."""
-    with tempfile.TemporaryDirectory(dir=WORK) as name:
+def _compile(source: Source, library: Path, log: Path) -> None:
+    """Fill the folder of the library, that last: where it is, all is."""
+    with tempfile.TemporaryDirectory(dir=source.work) as name:
         scratch = Path(name)
         output = ["-shared", "-cudart", "static", "-o", scratch / library.name]
         output += ["--keep", "--keep-dir", scratch]
-        compile_with_nvcc([HERE / "probes.cu", *output], scratch / log.name)
-        folder.mkdir()
+        compile_with_nvcc([source.path, *output], scratch / log.name)
+        library.parent.mkdir()
         for path in (log, library.with_suffix(".ptx"), library):
             os.replace(scratch / path.name, path)
 
@@ -110,7 +125,7 @@ def compile_with_nvcc(arguments: Sequence[str | Path], log: Path) -> None:
 
 
 class Library:
-    """The C interface of probes.cu. Errors come as text."""
+    """The C interface of probe_library.cuh. Errors come as text."""
 
     def __init__(self, path: Path) -> None:
         loaded = ctypes.CDLL(str(path))

@@ -280,8 +280,8 @@ def test_few_keys_are_half_as_many_as_in_16_bits(subject, backend, monkeypatch) 
 def test_what_the_kernels_have_no_products_of(subject, backend, dtype: torch.dtype) -> None:
     problem = Problem(torch.device("cpu"), dtype, 1, 4, 4, 8, 8, False)
     for kernels, taken in (
-        (_hopper.HopperForward("oc_attention", _hopper.DTYPES), dtype == torch.float32),
-        (_hopper.HopperForward("partitioned_attention", _hopper.NARROW), False),
+        (_hopper.HopperKernels("oc_attention", _hopper.DTYPES), dtype == torch.float32),
+        (_hopper.HopperKernels("partitioned_attention", _hopper.NARROW), False),
     ):
         refusal = kernels.refuse(problem, 4)
         assert (refusal == f"they have no products of {dtype}") == (not taken)

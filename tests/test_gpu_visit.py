@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: MIT
+"""The script of a visit to a GPU: stages in order, limits, and going on after failures."""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).resolve().parent.parent / "tools" / "gpu_visit.sh"
+# In the place of Python: what it was asked for, and what comes of it.
+STAND_IN = """#!/usr/bin/env bash
+echo "asked: $*"
+case "$*" in
+  *hopper.ladder*) exit 1 ;;
+  *hopper.experiments*) exec sleep 60 ;;
+esac
+"""
+
+
+Visit = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def visit(tmp_path: Path) -> Visit:
+    if shutil.which("timeout") is None or shutil.which("bash") is None:
+        pytest.skip("the script needs bash and timeout")
+    python, out = tmp_path / "python", tmp_path / "out"
+    python.write_text(STAND_IN)
+    python.chmod(0o755)
+
+    def run(*stages: str, seconds: int = 60) -> tuple[int, str]:
+        settings = {"PYTHON": str(python), "OUT": str(out), "VISIT_SECONDS": str(seconds)}
+        settings |= {name: value for name, value in os.environ.items() if name not in settings}
+        command = [SCRIPT, *stages]
+        done = subprocess.run(
+            command, env=settings, capture_output=True, text=True, timeout=60, check=False
+        )
+        return done.returncode, done.stdout
+
+    return run
+
+
+def test_stages_go_on_after_failures(visit: Visit, tmp_path: Path) -> None:
+    status, said = visit("steps", "ladder", "build", "benchmarks")
+    assert status == 1
+    summary = (tmp_path / "out" / "summary.txt").read_text().splitlines()
+    states = [line.rpartition(" after")[0] for line in summary]
+    assert states == ["build: passed", "ladder: failed (1)", "benchmarks: passed", "steps: passed"]
+    log = (tmp_path / "out" / "visit.log").read_text()
+    assert "asked: -m tests.emulator.build" in log
+    assert "--cases base-97-n4 base-97-n2" in log
+    assert said.endswith("\n".join(summary) + "\n")
+
+
+def test_a_stage_that_hangs_is_stopped_and_the_rest_is_told(visit: Visit, tmp_path: Path) -> None:
+    status, _ = visit("experiments", "steps", seconds=5)
+    assert status == 1
+    summary = (tmp_path / "out" / "summary.txt").read_text()
+    assert "experiments: stopped at its limit" in summary
+    assert "steps: not tried, no time is left" in summary
+
+
+def test_what_it_asks_of_the_programs_is_there() -> None:
+    from benchmarks import baselines, cases
+    from benchmarks.hopper import experiments, ladder
+
+    text = SCRIPT.read_text()
+    known = {case.name for case in cases.CASES}
+    dense = text.partition('dense="')[2].partition('"')[0].replace("\\\n", "").split()
+    assert {*dense} <= known
+    for line in text.splitlines():
+        words = line.partition("--forms ")[2].rstrip("; }\\").split()
+        assert {*words} <= {*baselines.NAMES}, line
+    assert any(each.question == "shipped" for each in experiments.EXPERIMENTS)
+    for word in ("one step", "two steps", "tiles cut anywhere", "groups: cells"):
+        assert any(word in rung.name for rung in ladder.RUNGS)
