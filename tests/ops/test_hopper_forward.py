@@ -206,6 +206,15 @@ def test_weights_add_up_to_one(forward, layout: str, dtype: torch.dtype) -> None
 # --- numbers at their ends ---
 
 
+@pytest.fixture(params=["whole", "cut"])
+def cut(request: pytest.FixtureRequest, subject: str) -> bool:
+    """Whether calls with one tile of queries and at least seven of keys are cut in four, if emulated."""
+    if subject == "emulated":
+        processors = 8 if request.param == "cut" else 2
+        request.getfixturevalue("emulator").configure(multiprocessors=processors)
+    return request.param == "cut"
+
+
 @each_dtype
 @each_layout
 @pytest.mark.parametrize("scale", [0.0, -0.25, 1e6])
@@ -219,24 +228,15 @@ def test_any_scale(forward, monkeypatch, layout: str, dtype: torch.dtype, scale:
 @each_dtype
 @each_layout
 @pytest.mark.parametrize("step", [0.5, 7.0, 30.0])
-def test_growing_scores(forward, layout: str, dtype: torch.dtype, step: float) -> None:
+def test_growing_scores(forward, cut: bool, layout: str, dtype, step: float) -> None:
     """Scores that grow along the keys: slowly, within the lazy threshold a tile, and beyond it."""
-    call = make_call(1, 20, 700, 16, 12, dtype)
-    call.query[..., 0], call.key[..., 0] = 4, torch.arange(700) // 64 * step
+    call = make_call(1, 20, 900, 16, 12, dtype)
+    call.query[..., 0], call.key[..., 0] = 4, torch.arange(900) // 64 * step
     call.query[0, 7] *= -1  # one row whose scores fall
     out, _ = formula(call)
     # Large scores have large roundings, in any fp32 arithmetic.
     eager, _ = formula(call, Tensor.float)
     assert error(forward(call, layout).out, out) <= max(GATES[dtype, False], 2 * error(eager, out))
-
-
-@pytest.fixture(params=["whole", "cut"])
-def cut(request: pytest.FixtureRequest, subject: str) -> bool:
-    """Whether calls with one tile of queries and at least seven of keys are cut, in the emulator."""
-    if subject == "emulated":
-        processors = 8 if request.param == "cut" else 2
-        request.getfixturevalue("emulator").configure(multiprocessors=processors)
-    return request.param == "cut"
 
 
 @each_dtype
