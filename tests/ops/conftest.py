@@ -2,6 +2,7 @@
 """The back ends under test, each on its device."""
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -87,7 +88,23 @@ def device(subject: str, request: pytest.FixtureRequest) -> str:
         if library.path is None and not request.config.getoption("--require-gpu"):
             pytest.skip(str(library.problem))
         assert library.problem is None, library.problem
+    if subject == "hopper":
+        _skip_unless_hopper()
     return DEVICES[subject]
+
+
+def _skip_unless_hopper() -> None:
+    refusal = attention_cuda._HOPPER._refuse_device(torch.device("cuda"))
+    if refusal is not None:
+        pytest.skip(f"kernels on Hopper's own instructions: {refusal}")
+
+
+@pytest.fixture
+def hopper_ops(subject: str, backend: str, device: str) -> Any:
+    """The native ops of the subject, among them those on Hopper's own instructions."""
+    if device == "cuda":
+        _skip_unless_hopper()
+    return getattr(torch.ops, f"ocnet_{subject}")
 
 
 @pytest.fixture
@@ -130,3 +147,11 @@ def configure(subject: str, request: pytest.FixtureRequest) -> Callable[..., Non
 def runner(subject: str, backend: str, device: str, monkeypatch: pytest.MonkeyPatch) -> Runner:
     """Runs calls of in-place ABN on the subject, and checks them."""
     return Runner(subject, device, monkeypatch)
+
+
+@pytest.fixture
+def hopper_backward(hopper_ops: Any, device: str) -> Callable[..., dict[str, torch.Tensor]]:
+    """Runs calls of the native op of the backward kernels on Hopper's own instructions."""
+    from tests.ops.hopper_backward import Backward
+
+    return Backward(hopper_ops, device)
