@@ -122,7 +122,7 @@ void plan_work(WorkTable& work, HopperPlan& plan, const Sizes& sizes, int64_t ow
   work = list_work({{static_cast<int>(sizes.images), one_group(static_cast<int>(owned)),
                      static_cast<int>(streamed)}});
   plan = deal_hopper(work, false, tile_rows, Tile::kCols, 1,
-                     launch.multiprocessors() / Tile::kCluster);
+                     max_of(launch.multiprocessors() / Tile::kCluster, 1));
   plan.own_keys_first = false;  // all workers of an image walk over the same rows at the same time
 }
 

@@ -9,6 +9,7 @@
 
 #include <cuda_runtime.h>
 
+#include "delta_probes.cuh"
 #include "mma_tile_probes.cuh"
 #include "primitive_probes_copies.cuh"
 #include "primitive_probes_matrix.cuh"
@@ -54,7 +55,7 @@ class DeviceBuffer {
 const Probe& find(const char* name) {
   const Probe* const probe =
       find_in_tables(name, kThreadProbes, kMatrixProbes, kCopyProbes, kTensorProbes, kWgmmaProbes,
-                     kTiledProductProbes, kMmaTileProbes);
+                     kTiledProductProbes, kMmaTileProbes, kDeltaProbes);
   if (probe == nullptr) throw std::runtime_error(std::string("no probe is called ") + name);
   return *probe;
 }

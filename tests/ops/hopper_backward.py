@@ -61,14 +61,13 @@ class Backward:
 
 
 def tiles_of(emulator: Any) -> list[tuple[str, int, int]]:
-    """Role, channels and values of each launch, in their order."""
-    roles = {"0": "both", "1": "keys"}
+    """Role, channels and values of the tile of each launch that has one, in their order."""
     found = []
     for launch in emulator.launches():
-        numbers = re.search(
-            r"Hopper(?:Bwd|Query)Tile<ocnet::\w+, (\d+), (\d+), (\d+|\(.*?\)(\d))>", launch.kernel
-        )
-        if numbers is not None:
-            channels, values, _, role = numbers.groups()
-            found.append((roles.get(role, "queries"), int(channels), int(values)))
+        tile = re.search(r"Hopper(Bwd|Query)Tile<ocnet::\w+, (\d+), (\d+)(.*)", launch.kernel)
+        if tile is not None:
+            kind, channels, values, rest = tile.groups()
+            both = re.match(r", \(ocnet::HopperRole\)0", rest)
+            role = "queries" if kind == "Query" else "both" if both else "keys"
+            found.append((role, int(channels), int(values)))
     return found

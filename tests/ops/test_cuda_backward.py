@@ -109,7 +109,9 @@ def complete_call(
     exact = {"grad_query": q.grad, "grad_value": v.grad}
     if key is not None:
         exact["grad_key"] = k.grad
-    out, lse = out.detach(), scores.detach().logsumexp(-1).float()
+    lse = scores.detach().logsumexp(-1)
+    lse = lse.masked_fill(lse == torch.inf, NAN).float()  # as the softmax is
+    out = out.detach()
     rounded = out.to(query.dtype)
     is_rounded = query.dtype != torch.float32
     residual = (out - rounded.double()).to(query.dtype) if is_rounded else None
