@@ -121,6 +121,8 @@ void named_barrier(int id, int threads, bool wait) {
   }
   Thread& self = machine->thread();
   barrier.arrived.push_back(machine->release());
+  barrier.last = &self;
+  barrier.place = place;
   const bool last = static_cast<int>(barrier.arrived.size()) == threads;
   if (wait) barrier.waiting.push_back(&self);
   if (last) {

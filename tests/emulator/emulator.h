@@ -139,6 +139,8 @@ struct NamedBarrier {
   int threads = 0;
   std::vector<Snapshot> arrived;
   std::vector<Thread*> waiting;
+  Thread* last = nullptr;  // that has arrived, and where
+  Place place = nullptr;
 };
 
 struct Mbarrier {
@@ -290,6 +292,7 @@ class Machine {
   bool advance_copies();
   bool release_spinners();
   void check_finished();
+  void check_named_barriers(const Block& block);
   void check_lifetimes(const Block& block);
   // Runs work of no fiber in the name of `running_`; errors are thrown.
   void guarded(const std::function<void()>& work);

@@ -42,6 +42,7 @@ inline const Probe kFaultProbes[] = {
     {"mixed_collectives", &run_fault<mixed_collectives, 32>},
     {"uneven_named_barrier", &run_fault<uneven_named_barrier, 128, 512>},
     {"missing_warp", &run_fault<missing_warp, 128>},
+    {"half_full_barrier", &run_fault<half_full_barrier, 64>},
     {"early_exit", &run_fault<early_exit, 32, 128, 2, 2>},
     {"early_remote_write", &run_fault<early_remote_write, 32, 128, 2, 2>},
     {"skipped_cluster_barrier", &run_fault<skipped_cluster_barrier, 32, 0, 2, 2>},

@@ -92,6 +92,20 @@ OCNET_KERNEL(128, 1) missing_warp(FaultParams params) {
   params.result[i] = 2 * params.data[i];
 }
 
+// A warp says for the second time that it is done, and nobody asks.
+OCNET_KERNEL(64, 1) half_full_barrier(FaultParams params) {
+  const int i = device::thread_index();
+  const float value = 2 * params.data[i];
+  if (i < 32) {
+    device::named_barrier_arrive(2, 64);
+  } else {
+    device::named_barrier_sync(2, 64);
+  }
+  device::barrier();
+  if (params.planted && i < 32) device::named_barrier_arrive(2, 64);  // fault: half_full_barrier
+  params.result[i] = value;
+}
+
 // Each block reads the other's shared memory; the one that is done may not leave.
 OCNET_KERNEL(32, 1) early_exit(FaultParams params) {
   float* const shared = device::shared_memory<float>();

@@ -3,6 +3,7 @@
 #include <string>
 #include <vector>
 
+#include "delta_probes.cuh"
 #include "fault_probes.cuh"
 #include "mma_tile_probes.cuh"
 #include "primitive_probes_copies.cuh"
@@ -17,7 +18,8 @@ namespace ocnet::probes {
 
 const Probe* find_probe(const char* name) {
   return find_in_tables(name, kThreadProbes, kMatrixProbes, kCopyProbes, kTensorProbes,
-                        kWgmmaProbes, kTiledProductProbes, kMmaTileProbes, kFaultProbes);
+                        kWgmmaProbes, kTiledProductProbes, kMmaTileProbes, kDeltaProbes,
+                        kFaultProbes);
 }
 
 std::vector<std::string> primitive_probe_names() {

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
 // The probes for a GPU, which device.py builds.
+#include "delta_probes.cuh"
 #include "mma_tile_probes.cuh"
 #include "primitive_probes_copies.cuh"
 #include "primitive_probes_matrix.cuh"
@@ -14,7 +15,7 @@ namespace ocnet::probes {
 
 const Probe* find_probe(const char* name) {
   return find_in_tables(name, kThreadProbes, kMatrixProbes, kCopyProbes, kTensorProbes,
-                        kWgmmaProbes, kTiledProductProbes, kMmaTileProbes);
+                        kWgmmaProbes, kTiledProductProbes, kMmaTileProbes, kDeltaProbes);
 }
 
 }  // namespace ocnet::probes

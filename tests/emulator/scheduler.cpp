@@ -260,8 +260,24 @@ void Machine::check_finished() {
     });
   }
   for (Block& block : blocks_) {
+    check_named_barriers(block);
     for (Thread& thread : block.threads) finish_stores(thread, 0);
     if (blocks_.size() > 1) check_lifetimes(block);
+  }
+}
+
+// What has arrived at a barrier is there for whoever uses it next: none may be left half full.
+void Machine::check_named_barriers(const Block& block) {
+  for (int id = 0; id < 16; ++id) {
+    const NamedBarrier& barrier = block.named[id];
+    if (barrier.arrived.empty()) continue;
+    running_ = barrier.last;
+    guarded([&] {
+      fail("bar.arrive", barrier.place,
+           "leaves barrier " + std::to_string(id) +
+               " half full when the block exits: " + std::to_string(barrier.arrived.size()) +
+               " of " + std::to_string(barrier.threads) + " threads have arrived");
+    });
   }
 }
 

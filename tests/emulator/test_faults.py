@@ -90,6 +90,7 @@ WAITING = [
         rf"{DEADLOCK}(.|\n)*threads 0-95: in bar.sync \(barrier 5 of 128 threads\)",
         128,
     ),
+    Fault("half_full_barrier", r"leaves barrier 2 half full .*: 32 of 64 threads have arrived"),
     Fault("early_exit", r"shared memory of block [01] of its cluster, which has exited"),
     Fault("early_remote_write", r"race: writes shared memory .*written by block [01]"),
     Fault(

@@ -147,3 +147,11 @@ def configure(subject: str, request: pytest.FixtureRequest) -> Callable[..., Non
 def runner(subject: str, backend: str, device: str, monkeypatch: pytest.MonkeyPatch) -> Runner:
     """Runs calls of in-place ABN on the subject, and checks them."""
     return Runner(subject, device, monkeypatch)
+
+
+@pytest.fixture
+def hopper_backward(hopper_ops: Any, device: str) -> Callable[..., dict[str, torch.Tensor]]:
+    """Runs calls of the native op of the backward kernels on Hopper's own instructions."""
+    from tests.ops.hopper_backward import Backward
+
+    return Backward(hopper_ops, device)

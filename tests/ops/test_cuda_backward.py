@@ -41,6 +41,7 @@ class Call(NamedTuple):
     lse: Tensor
     residual: Tensor | None
     exact: dict[str, Tensor]
+    scale: float
 
 
 @pytest.fixture(params=["emulated", pytest.param("cuda", marks=pytest.mark.gpu)])
@@ -66,14 +67,21 @@ def backward(subject: str, backend: str, device: str) -> Callable[..., dict[str,
         }
         inputs = [rows(t) for t in (call.grad_out, call.query, call.key, call.value)]
         saved = [None if t is None else t.to(device) for t in (call.out, call.lse, call.residual)]
-        op(*inputs, *saved, call.query.shape[-1] ** -0.5, tf32, *grads.values())
+        op(*inputs, *saved, call.scale, tf32, *grads.values())
         return {name: grad.cpu() for name, grad in grads.items() if grad is not None}
 
     return run
 
 
 def make_call(
-    precision: str, n: int, l: int, s: int | None, e: int, ev: int, features: str = "activated"
+    precision: str,
+    n: int,
+    l: int,
+    s: int | None,
+    e: int,
+    ev: int,
+    features: str = "activated",
+    scale: float | None = None,
 ) -> Call:
     """Draw a call; without ``s``, the keys are the queries. Inputs for TF32 have no more digits."""
     dtype = torch.float32 if precision == "tf32" else getattr(torch, precision)
@@ -86,18 +94,28 @@ def make_call(
 
     query, key = draw(l, e, features), None if s is None else draw(s, e, features)
     value, grad_out = draw(l if s is None else s, ev), draw(l, ev)
+    return complete_call(query, key, value, grad_out, e**-0.5 if scale is None else scale)
+
+
+def complete_call(
+    query: Tensor, key: Tensor | None, value: Tensor, grad_out: Tensor, scale: float
+) -> Call:
+    """Add what the forward pass would hand over, and the gradients, in float64."""
     q, v = (t.double().requires_grad_() for t in (query, value))
     k = q if key is None else key.double().requires_grad_()
-    scores = e**-0.5 * (q @ k.mT)
+    scores = scale * (q @ k.mT)
     out = scores.softmax(-1) @ v
     out.backward(grad_out.double())
     exact = {"grad_query": q.grad, "grad_value": v.grad}
     if key is not None:
         exact["grad_key"] = k.grad
-    out, lse = out.detach(), scores.detach().logsumexp(-1).float()
-    rounded = out.to(dtype)
-    residual = None if dtype == torch.float32 else (out - rounded.double()).to(dtype)
-    return Call(query, key, value, grad_out, rounded, lse, residual, exact)
+    lse = scores.detach().logsumexp(-1)
+    lse = lse.masked_fill(lse == torch.inf, NAN).float()  # as the softmax is
+    out = out.detach()
+    rounded = out.to(query.dtype)
+    is_rounded = query.dtype != torch.float32
+    residual = (out - rounded.double()).to(query.dtype) if is_rounded else None
+    return Call(query, key, value, grad_out, rounded, lse, residual, exact, scale)
 
 
 def nearest_tf32(numbers: Tensor) -> Tensor:
@@ -120,9 +138,8 @@ def assert_near(call: Call, grads: dict[str, Tensor], precision: str) -> None:
     """As below the gates, but of the terms that are summed: few of them may cancel."""
     query, value, grad_out = (t.double() for t in (call.query, call.value, call.grad_out))
     key = query if call.key is None else call.key.double()
-    scale = query.shape[-1] ** -0.5
-    weights = (scale * (query @ key.mT)).softmax(-1)
-    scores = scale * weights * (grad_out.abs() @ value.abs().mT)
+    weights = (call.scale * (query @ key.mT)).softmax(-1)
+    scores = abs(call.scale) * weights * (grad_out.abs() @ value.abs().mT)
     terms = {"grad_query": scores @ key.abs(), "grad_key": scores.mT @ query.abs()}
     terms["grad_value"] = weights.mT @ grad_out.abs()
     for name, grad in grads.items():
