@@ -81,6 +81,7 @@ void run(const AttentionCall& call, const HopperStages& stages, const Sizes& siz
 
 void attend_on_hopper(const AttentionCall& call, const HopperStages& stages) {
   const Sizes sizes = check_forward(call, stages);
+  check_hopper(call.function, stages[0].query);
   check_channels(call, sizes);
   const auto dtype = stages[0].query.scalar_type();
   if (dtype == torch::headeronly::ScalarType::BFloat16) {

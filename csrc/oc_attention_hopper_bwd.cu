@@ -365,6 +365,7 @@ void run(const AttentionCall& call, const Stages& stages, const Sizes& sizes) {
 
 void attend_backward_on_hopper(const AttentionCall& call, const Stages& stages) {
   const Sizes sizes = check(call, stages);
+  check_hopper(call.function, stages[0].query);
   const auto dtype = stages[0].query.scalar_type();
   if (dtype == torch::headeronly::ScalarType::BFloat16) {
     run<BFloat16>(call, stages, sizes);

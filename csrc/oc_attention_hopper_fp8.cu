@@ -200,6 +200,7 @@ void oc_attention_fp8_fwd(Tensor query, std::optional<Tensor> key, Tensor value,
                           Tensor out) {
   const Sizes sizes = check_inputs(kFunction, query, key, value);
   check_matrix(kFunction, "out", query, {sizes.images, sizes.queries, sizes.value_channels}, out);
+  check_hopper(kFunction, query);
   check_channels("query", sizes.channels, kFloat8MostChannels);
   check_channels("value", sizes.value_channels, kFloat8MostValues);
   const Call call{query, key, value, scale, out};

@@ -5,6 +5,8 @@
 
 #include <cstdint>
 #include <limits>
+#include <stdexcept>
+#include <string>
 
 #include "oc_attention_hopper_tile.h"
 #include "oc_attention_hopper_work.h"
@@ -62,6 +64,10 @@ constexpr int kHopperPartSteps = 4;
 
 // Deals the tiles of a launch, each of `steps` (0: they differ), to at most `most` workers.
 inline HopperPlan deal_tiles(int64_t tiles, int steps, int slices, int most) {
+  if (tiles > std::numeric_limits<int32_t>::max()) {
+    throw std::runtime_error("attention must have at most 2^31 - 1 tiles, got " +
+                             std::to_string(tiles));
+  }
   HopperPlan plan;
   plan.tiles = static_cast<int>(tiles);
   plan.slices = slices;
@@ -80,16 +86,20 @@ inline HopperPlan deal_tiles(int64_t tiles, int steps, int slices, int most) {
   return plan;
 }
 
-// Cuts the families of a launch into tiles of `rows` queries, and deals them.
+// Cuts the families of a launch into tiles of `rows` queries, and deals them. Tiles of groups
+// differ in length: each has a block of its own, the longest first, so that whoever is free takes
+// the next.
 inline HopperPlan deal_hopper(WorkTable& work, bool has_groups, int rows, int cols, int slices,
                               int most_workers) {
   const int64_t tiles =
       deal_work(work, [&](Family& family) { return cut_family(family, rows, cols, slices); });
   const Family& only = work.families[0];
+  if (has_groups) {
+    return deal_tiles(tiles, 0, slices, std::numeric_limits<int32_t>::max());
+  }
   // One worker where there are fewer multiprocessors than a cluster has blocks.
-  HopperPlan plan =
-      deal_tiles(tiles, has_groups ? 0 : only.col_tiles, slices, max_of(most_workers, 1));
-  plan.own_keys_first = !has_groups && only.owned == only.streamed;
+  HopperPlan plan = deal_tiles(tiles, only.col_tiles, slices, max_of(most_workers, 1));
+  plan.own_keys_first = only.owned == only.streamed;
   return plan;
 }
 

@@ -136,6 +136,16 @@ inline Sizes check_backward(const char* function, const BackwardTensors& tensors
   return sizes;
 }
 
+// Elsewhere the kernels on Hopper's own instructions are empty.
+inline void check_hopper(const char* function, const Tensor& query) {
+  constexpr int kHopper = 90;
+  const int capability = compute_capability(query);
+  if (capability != kHopper) {
+    fail_argument(function, "query", "be on a device of compute capability 9.0",
+                  std::to_string(capability / 10) + "." + std::to_string(capability % 10));
+  }
+}
+
 // What the tensor-core kernels take: aligned rows of as many channels as their tables know.
 inline void check_operand(const char* function, const char* argument, const Tensor& tensor) {
   constexpr int64_t kMostChannels = 512;

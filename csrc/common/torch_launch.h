@@ -22,6 +22,16 @@ inline void check_on_device(const char* function, const char* argument,
   }
 }
 
+// 10 * major + minor of a tensor's device.
+inline int compute_capability(const torch::stable::Tensor& tensor) {
+  int major = 0;
+  int minor = 0;
+  const int device = tensor.get_device_index();
+  cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
+  return 10 * major + minor;
+}
+
 inline cudaStream_t current_stream(int32_t device) {
   void* stream = nullptr;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
@@ -66,6 +76,10 @@ inline void check_on_device(const char* function, const char* argument,
     fail_argument(function, argument, "be on the CPU, where the emulator runs",
                   device_text(tensor));
   }
+}
+
+inline int compute_capability(const torch::stable::Tensor&) {
+  return emulator::has_clusters() ? 90 : 80;
 }
 
 // Forgets the tensors of a call when it ends.

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """How launches of the Hopper forward kernel are dealt to workers: arithmetic, without a launch."""
 
+import heapq
 import itertools
 import math
 from collections import defaultdict
@@ -131,13 +132,14 @@ def test_workers_of_published_maps_end_together(emulator, row, side: int, images
     assert max(loads) <= 1.05 * sum(loads) / workers + emulator.hopper_part_steps
 
 
-# A row for groups and the images of the pyramid {1, 2, 3, 6} on 97 x 97, and how much longer than
-# the average worker the last one takes. Tiles are dealt in turn, longest first, not to whoever is
-# free: measured 1.602, 1.500, 1.206, 1.085 with steps of 128 keys, 1.614, 1.511, 1.208, 1.086 of 64.
+# Keys of a step and images of the pyramid {1, 2, 3, 6} on 97 x 97, and how much longer than the
+# average multiprocessor the last one takes, where each takes the next tile once it is free: measured
+# 1.270, 1.270, 1.0042, 1.0010 with 64 keys, 1.262, 1.262, 1.0058, 1.0015 with 128. Dealt in turn it
+# would be up to 1.61. One image has too few tiles: the last long ones begin when others end.
 BALANCE = [
     (cols, images, bound)
     for cols in (128, 64)
-    for images, bound in ((1, 1.62), (2, 1.52), (4, 1.22), (8, 1.10))
+    for images, bound in ((1, 1.28), (2, 1.28), (4, 1.007), (8, 1.002))
 ]
 
 
@@ -145,12 +147,14 @@ BALANCE = [
 def test_balance_of_the_pyramid(emulator, cols: int, images: int, bound: float) -> None:
     stages = [(images, Grid(s).axes(97, 97).flat()) for s in (1, 2, 3, 6)]
     plan, work = deal_groups(emulator, stages, cols, 1)
-    loads = [
-        sum(len(keys) for *_, keys, _ in plan.tasks(work, worker, 128, cols))
-        for worker in range(plan.workers)
-    ]
-    assert plan.workers == MULTIPROCESSORS
-    assert max(loads) <= bound * sum(loads) / MULTIPROCESSORS
+    ends = [0] * MULTIPROCESSORS
+    total = 0
+    for worker in range(plan.workers):  # blocks start in their order
+        (task,) = plan.tasks(work, worker, 128, cols)
+        steps = len(task[5])
+        heapq.heappush(ends, heapq.heappop(ends) + steps)
+        total += steps
+    assert max(ends) <= bound * total / MULTIPROCESSORS
 
 
 def deal_groups(emulator, stages, cols: int, slices: int):

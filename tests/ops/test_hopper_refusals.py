@@ -126,6 +126,13 @@ def test_more_channels_than_the_tiles_have_room_for(refuse) -> None:
     refuse("value must have at most 512 channels, got 520", **values)
 
 
+def test_other_gpus(refuse, subject: str, configure) -> None:
+    if subject != "emulated":
+        pytest.skip("this one is a GPU of the kind that is needed")
+    configure(clusters=False)
+    refuse("query must be on a device of compute capability 9.0, got 8.0")
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_other_dtypes(refuse, op: str, dtype: torch.dtype) -> None:
     has_groups = op == "partitioned_attention"
