@@ -30,7 +30,7 @@ ALONE = (
     "oc_attention_hopper_bwd_kernel",
     "oc_attention_hopper_bwd_query",
 )
-HOPPER = "oc_attention_hopper_fwd"
+HOPPER = ALONE[2:]
 # Attention, forward: 3 tiles for each 16-bit dtype and TF32, 2 for strict fp32; backward: 3 for each
 # 16-bit dtype, 2 for the others. On Hopper's own instructions: 10 tiles for each 16-bit dtype; 5 for
 # strict fp32, in parts that are cut first; in 8 bits 4 for each dtype of the maps; backward, 4 tiles
@@ -121,16 +121,16 @@ def test_registers_let_the_declared_blocks_share_a_multiprocessor(kernels: list[
 def test_hoppers_own_instructions_are_for_hopper_only(kernels: list[Kernel]) -> None:
     """Elsewhere nothing calls these kernels, and they are empty."""
     for kernel in kernels:
-        if HOPPER in kernel.name:
+        if any(name in kernel.name for name in HOPPER):
             assert (kernel.registers > 128) == (kernel.arch == "sm_90a"), kernel
             assert kernel.arch == "sm_90a" or kernel.registers <= 8, kernel
 
 
 @pytest.mark.native
 def test_hopper_kernels_do_not_take_long_to_compile(log: str) -> None:
-    """Half a minute is what it took; accumulators by hundreds can make that many minutes."""
+    """A minute and a half is what it took; accumulators by hundreds can make that many more."""
     seconds = seconds_of(log, "oc_attention_hopper")
-    assert len(seconds) == 22 * len(ARCHITECTURES)
+    assert len(seconds) == len(re.findall(r"Compiling entry function '\w*oc_attention_hopper", log))
     assert 1 < sum(seconds) < 180
 
 
