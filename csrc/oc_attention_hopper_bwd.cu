@@ -9,11 +9,11 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
-#include "common/tensor_map_cache.h"
 #include "oc_attention_delta.cuh"
 #include "oc_attention_hopper_bwd.cuh"
 #include "oc_attention_hopper_bwd.h"
 #include "oc_attention_hopper_bwd_queries.cuh"
+#include "oc_attention_hopper_launch.cuh"
 #include "oc_attention_hopper_plan.h"
 #include "oc_attention_host.h"
 
@@ -151,31 +151,6 @@ struct Slice {
 
 // --- tensor maps ---
 
-template <typename scalar_t>
-TensorMap map_of(const char* function, const TokenMatrix<const scalar_t>& matrix, int64_t images,
-                 int tokens) {
-  constexpr auto kBytes = static_cast<int64_t>(sizeof(scalar_t));
-  // No step is made along an axis of one element, whatever its stride.
-  const auto stride = [](int64_t size, int64_t elements) {
-    return static_cast<uint64_t>(size == 1 ? 16 : elements * kBytes);
-  };
-  TensorMapRequest request;
-  request.data = const_cast<scalar_t*>(matrix.data);
-  request.element =
-      std::is_same_v<scalar_t, BFloat16> ? MapElement::kBFloat16 : MapElement::kFloat16;
-  request.rank = 3;
-  request.swizzle = true;
-  request.sizes[0] = static_cast<uint64_t>(matrix.channels);
-  request.sizes[1] = static_cast<uint64_t>(matrix.tokens);
-  request.sizes[2] = static_cast<uint64_t>(images);
-  request.stride_bytes[1] = stride(matrix.tokens, matrix.token_stride);
-  request.stride_bytes[2] = stride(images, matrix.image_stride);
-  request.box[0] = kLineBytes / kBytes;
-  request.box[1] = static_cast<uint32_t>(tokens);
-  request.box[2] = 1;
-  return cached_tensor_map(function, request);
-}
-
 // Rows are the numbers of a tile's tokens.
 template <typename scalar_t>
 TensorMap number_map(const char* function, const Matrices<scalar_t>& from, int rows) {
@@ -227,7 +202,7 @@ void describe(HopperBwdParams<Tile>& params, const Slice<typename Tile::scalar_t
     const auto& matrices = params.stages[0].operands;
     const char* const function = slice.call.function;
     const auto map = [&](const auto& matrix, int tokens) {
-      return map_of(function, matrix, from.images, tokens);
+      return line_map(function, matrix, from.images, true, tokens);
     };
     constexpr int kPart = Tile::kCols / Tile::kCluster;
     params.maps = {map(matrices.own_tokens, own_rows),

@@ -446,38 +446,24 @@ template <typename Tile>
 OCNET_KERNEL(kHopperThreads, 1)
 oc_attention_hopper_bwd_kernel(OCNET_GRID_CONSTANT HopperBwdParams<Tile> params) {
 #if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  using Copies = std::conditional_t<HopperBwdParams<Tile>::kByThreads, ThreadBwdCopies<Tile>,
+                                    EngineBwdCopies<Tile>>;
   const int worker = static_cast<int>(device::block_index() / Tile::kCluster);
-  const int warpgroup = device::shuffle(device::warp_index() / 4, 0);
-  if (device::thread_index() == 0) prepare_barriers(HopperBwdBuffers<Tile>());
-  const auto meet = [] {
-    if constexpr (Tile::kCluster > 1) {
-      device::cluster_barrier();
-    } else {
-      device::barrier();
-    }
-  };
-  meet();
-  ptx::wait_for_earlier_launches();
-  ptx::allow_next_launch();
-  if (warpgroup == 0) {
-    ptx::lower_registers<Tile::kProducerRegisters>();
-    if constexpr (HopperBwdParams<Tile>::kByThreads) {
-      ThreadBwdCopies<Tile> copies(params.stages);
-      produce_bwd(params, worker, copies);
-    } else if (device::thread_index() == 0) {
-      EngineBwdCopies<Tile> copies(params.maps);
-      produce_bwd(params, worker, copies);
-    }
-  } else if (warpgroup == 1) {
-    ptx::raise_registers<Tile::kConsumerRegisters>();
-    HopperBwdValues<Tile>(params).run(worker);
-  } else {
-    ptx::raise_registers<Tile::kConsumerRegisters>();
-    HopperBwdTokens<Tile>(params).run(worker);
-  }
-  device::sync_warp();  // the lanes that did not copy are here already
-  // Until here a block's shared memory is what the others of its cluster write to.
-  if constexpr (Tile::kCluster > 1) meet();
+  run_warpgroups<Tile>(
+      HopperBwdBuffers<Tile>(),
+      [&] {
+        if (!Copies::kByOneThread || device::thread_index() == 0) {
+          Copies copies(params);
+          produce_bwd(params, worker, copies);
+        }
+      },
+      [&](int consumer) {
+        if (consumer == 0) {
+          HopperBwdValues<Tile>(params).run(worker);
+        } else {
+          HopperBwdTokens<Tile>(params).run(worker);
+        }
+      });
 #endif
 }
 

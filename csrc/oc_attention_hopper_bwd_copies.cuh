@@ -179,8 +179,10 @@ OCNET_DEVICE void produce_bwd(const HopperBwdParams<Tile>& params, int worker, C
 template <typename Tile>
 class EngineBwdCopies {
  public:
-  OCNET_DEVICE explicit EngineBwdCopies(const HopperBwdMaps& maps)
-      : maps_(maps), rank_(device::cluster_rank()) {}
+  static constexpr bool kByOneThread = true;
+
+  OCNET_DEVICE explicit EngineBwdCopies(const HopperBwdParams<Tile>& params)
+      : maps_(params.maps), rank_(device::cluster_rank()) {}
   OCNET_DEVICE void begin(const HopperTask& task, const Family&) {
     image_ = static_cast<int>(task.image);
   }
@@ -236,7 +238,10 @@ class ThreadBwdCopier {
   using scalar_t = typename Tile::scalar_t;
 
  public:
-  OCNET_DEVICE explicit ThreadBwdCopier(const HopperBwdStage<scalar_t>* stages) : stages_(stages) {}
+  static constexpr bool kByOneThread = false;
+
+  OCNET_DEVICE explicit ThreadBwdCopier(const HopperBwdParams<Tile>& params)
+      : stages_(params.stages) {}
   OCNET_DEVICE void begin(const HopperTask& task, const Family& family) {
     task_ = &task;
     family_ = &family;

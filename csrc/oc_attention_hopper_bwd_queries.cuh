@@ -48,8 +48,10 @@ struct HopperQueryTile {
 template <typename Tile>
 class EngineQueryCopies {
  public:
-  OCNET_DEVICE explicit EngineQueryCopies(const HopperBwdMaps& maps)
-      : maps_(maps), rank_(device::cluster_rank()) {}
+  static constexpr bool kByOneThread = true;
+
+  OCNET_DEVICE explicit EngineQueryCopies(const HopperBwdParams<Tile>& params)
+      : maps_(params.maps), rank_(device::cluster_rank()) {}
   OCNET_DEVICE void begin(const HopperTask& task, const Family&) {
     image_ = static_cast<int>(task.image);
   }
@@ -252,34 +254,9 @@ template <typename Tile>
 OCNET_KERNEL(kHopperThreads, 1)
 oc_attention_hopper_bwd_query_kernel(OCNET_GRID_CONSTANT HopperBwdParams<Tile> params) {
 #if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
-  const int worker = static_cast<int>(device::block_index() / Tile::kCluster);
-  if (device::thread_index() == 0) prepare_barriers(HopperBuffers<Tile>());
-  const auto meet = [] {
-    if constexpr (Tile::kCluster > 1) {
-      device::cluster_barrier();
-    } else {
-      device::barrier();
-    }
-  };
-  meet();
-  ptx::wait_for_earlier_launches();
-  ptx::allow_next_launch();
-  if (device::warp_index() < 4) {
-    ptx::lower_registers<Tile::kProducerRegisters>();
-    if constexpr (HopperBwdParams<Tile>::kByThreads) {
-      ThreadQueryCopies<Tile> copies(params.stages);
-      produce<Tile>(params, worker, copies);
-    } else if (device::thread_index() == 0) {
-      EngineQueryCopies<Tile> copies(params.maps);
-      produce<Tile>(params, worker, copies);
-    }
-  } else {
-    ptx::raise_registers<Tile::kConsumerRegisters>();
-    HopperQueries<Tile>(params).run(worker);
-  }
-  device::sync_warp();  // the lanes that did not copy are here already
-  // Until here a block's shared memory is what the others of its cluster write to.
-  if constexpr (Tile::kCluster > 1) meet();
+  using Copies = std::conditional_t<HopperBwdParams<Tile>::kByThreads, ThreadQueryCopies<Tile>,
+                                    EngineQueryCopies<Tile>>;
+  run_hopper_block<Tile, Copies, HopperQueries<Tile>>(params);
 #endif
 }
 

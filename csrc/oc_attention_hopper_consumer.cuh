@@ -144,38 +144,52 @@ class HopperConsumerOf {
   }
 };
 
-// What a block does: the first warpgroup produces, the others consume. By Grid: plan.workers
-// clusters, which walk over their work (oc_attention_hopper_work.h).
-template <typename Tile, typename Copies, typename Consumer>
-OCNET_DEVICE void run_hopper_block(const HopperFwdParams<typename Tile::scalar_t>& params) {
-  const int worker = static_cast<int>(device::block_index() / Tile::kCluster);
-  if (device::thread_index() == 0) prepare_barriers(HopperBuffers<Tile>());
-  const auto meet = [] {
-    if constexpr (Tile::kCluster > 1) {
-      device::cluster_barrier();
-    } else {
-      device::barrier();
-    }
-  };
-  meet();
-  ptx::allow_next_launch();  // the combination of parts has its blocks ready
-  if (device::warp_index() < 4) {
-    if constexpr (Tile::kProducerRegisters > 0) {
-      ptx::lower_registers<Tile::kProducerRegisters>();
-    }
-    if (!Copies::kByOneThread || device::thread_index() == 0) {
-      Copies copies(params);
-      produce<Tile>(params, worker, copies);
-    }
+// Of all threads: until the blocks of a cluster are there, or the threads of a block by itself.
+template <int kBlocks>
+OCNET_DEVICE void meet_blocks() {
+  if constexpr (kBlocks > 1) {
+    device::cluster_barrier();
   } else {
-    if constexpr (Tile::kProducerRegisters > 0) {
-      ptx::raise_registers<Tile::kConsumerRegisters>();
-    }
-    Consumer(params).run(worker);
+    device::barrier();
+  }
+}
+
+// What a block of every kernel here does: the first warpgroup calls produce(), the others
+// consume(which).
+template <typename Tile, typename Buffers, typename Produce, typename Consume>
+OCNET_DEVICE void run_warpgroups(const Buffers& buffers, const Produce& produce,
+                                 const Consume& consume) {
+  if (device::thread_index() == 0) prepare_barriers(buffers);
+  meet_blocks<Tile::kCluster>();
+  ptx::wait_for_earlier_launches();
+  ptx::allow_next_launch();  // the combination of parts has its blocks ready
+  const int warpgroup = device::shuffle(device::warp_index() / 4, 0);
+  if (warpgroup == 0) {
+    if constexpr (Tile::kProducerRegisters > 0) ptx::lower_registers<Tile::kProducerRegisters>();
+    produce();
+  } else {
+    if constexpr (Tile::kProducerRegisters > 0) ptx::raise_registers<Tile::kConsumerRegisters>();
+    consume(warpgroup - 1);
   }
   device::sync_warp();  // the lanes that did not copy are here already
   // Until here a block's shared memory is what the others of its cluster write to.
-  if constexpr (Tile::kCluster > 1) meet();
+  if constexpr (Tile::kCluster > 1) meet_blocks<Tile::kCluster>();
+}
+
+// A block whose consumers are alike. Grid: plan.workers clusters, which walk over their work
+// (oc_attention_hopper_work.h).
+template <typename Tile, typename Copies, typename Consumer, typename Params>
+OCNET_DEVICE void run_hopper_block(const Params& params) {
+  const int worker = static_cast<int>(device::block_index() / Tile::kCluster);
+  run_warpgroups<Tile>(
+      HopperBuffers<Tile>(),
+      [&] {
+        if (!Copies::kByOneThread || device::thread_index() == 0) {
+          Copies copies(params);
+          produce<Tile>(params, worker, copies);
+        }
+      },
+      [&](int) { Consumer(params).run(worker); });
 }
 
 }  // namespace ocnet

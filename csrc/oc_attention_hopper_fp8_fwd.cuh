@@ -26,6 +26,8 @@ struct Float8FwdParams {
 template <typename Tile>
 class Float8Copies {
  public:
+  static constexpr bool kByOneThread = true;
+
   OCNET_DEVICE explicit Float8Copies(const Float8FwdParams<typename Tile::out_t>& params)
       : params_(params), rank_(device::cluster_rank()) {
     ptx::tensor_prefetch(params.maps.query);
@@ -284,23 +286,7 @@ OCNET_KERNEL(kHopperThreads, 1)
 oc_attention_hopper_fp8_fwd_kernel(
     OCNET_GRID_CONSTANT Float8FwdParams<typename Tile::out_t> params) {
 #if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
-  const int worker = static_cast<int>(device::block_index() / Tile::kCluster);
-  if (device::thread_index() == 0) prepare_barriers(HopperBuffers<Tile>());
-  device::cluster_barrier();
-  ptx::allow_next_launch();  // the combination of parts has its blocks ready
-  if (device::warp_index() < 4) {
-    ptx::lower_registers<Tile::kProducerRegisters>();
-    if (device::thread_index() == 0) {
-      Float8Copies<Tile> copies(params);
-      produce<Tile>(params, worker, copies);
-    }
-  } else {
-    ptx::raise_registers<Tile::kConsumerRegisters>();
-    Float8Consumer<Tile>(params).run(worker);
-  }
-  device::sync_warp();  // the lanes that did not copy are here already
-  // Until here a block's shared memory is what the others of its cluster write to.
-  device::cluster_barrier();
+  run_hopper_block<Tile, Float8Copies<Tile>, Float8Consumer<Tile>>(params);
 #endif
 }
 

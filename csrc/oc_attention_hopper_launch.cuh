@@ -16,12 +16,12 @@ constexpr MapElement map_element() {
   return std::is_same_v<scalar_t, BFloat16> ? MapElement::kBFloat16 : MapElement::kFloat16;
 }
 
-// The map of a token matrix for boxes of `tokens` by `channels`, of which one fits a line.
-template <typename Tile>
-TensorMap tensor_map(const char* function, const TokenMatrix<const typename Tile::scalar_t>& matrix,
-                     int64_t images, int tokens, int channels) {
-  constexpr auto kBytes = static_cast<int64_t>(sizeof(typename Tile::scalar_t));
-  constexpr bool kByChannels = Tile::kSource == HopperSource::kTokenMajor;
+// The map of a token matrix for boxes of a line of its contiguous axis, channels or tokens, by
+// `across` of the other.
+template <typename scalar_t>
+TensorMap line_map(const char* function, const TokenMatrix<const scalar_t>& matrix, int64_t images,
+                   bool by_channels, int across) {
+  constexpr auto kBytes = static_cast<int64_t>(sizeof(scalar_t));
   // No step is made along an axis of one element, whatever its stride.
   const auto stride = [](int64_t size, int64_t elements) {
     return static_cast<uint64_t>(size == 1 ? 16 : elements * kBytes);
@@ -29,18 +29,18 @@ TensorMap tensor_map(const char* function, const TokenMatrix<const typename Tile
   const auto count = static_cast<uint64_t>(matrix.tokens);
   const auto width = static_cast<uint64_t>(matrix.channels);
   TensorMapRequest request;
-  request.data = const_cast<typename Tile::scalar_t*>(matrix.data);
-  request.element = map_element<typename Tile::scalar_t>();
+  request.data = const_cast<scalar_t*>(matrix.data);
+  request.element = map_element<scalar_t>();
   request.rank = 3;
   request.swizzle = true;
-  request.sizes[0] = kByChannels ? width : count;
-  request.sizes[1] = kByChannels ? count : width;
+  request.sizes[0] = by_channels ? width : count;
+  request.sizes[1] = by_channels ? count : width;
   request.sizes[2] = static_cast<uint64_t>(images);
-  request.stride_bytes[1] = kByChannels ? stride(matrix.tokens, matrix.token_stride)
+  request.stride_bytes[1] = by_channels ? stride(matrix.tokens, matrix.token_stride)
                                         : stride(matrix.channels, matrix.channel_stride);
   request.stride_bytes[2] = stride(images, matrix.image_stride);
-  request.box[0] = Tile::kLine;
-  request.box[1] = static_cast<uint32_t>(kByChannels ? tokens : channels);
+  request.box[0] = kLineBytes / kBytes;
+  request.box[1] = static_cast<uint32_t>(across);
   request.box[2] = 1;
   return cached_tensor_map(function, request);
 }
@@ -54,7 +54,8 @@ HopperMaps tensor_maps(const char* function, const FwdStage<typename Tile::scala
   } else {
     constexpr int kTokens = Tile::kCols / Tile::kCluster;
     const auto map = [&](const auto& matrix, int tokens, int channels) {
-      return tensor_map<Tile>(function, matrix, images, tokens, channels);
+      constexpr bool kByChannels = Tile::kSource == HopperSource::kTokenMajor;
+      return line_map(function, matrix, images, kByChannels, kByChannels ? tokens : channels);
     };
     return {map(stage.query, Tile::kRows, Tile::kChannels),
             map(stage.key, kTokens, Tile::kChannels / Tile::kCluster),
