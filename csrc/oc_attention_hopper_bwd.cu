@@ -56,7 +56,7 @@ class Room {
 };
 
 template <typename scalar_t>
-HopperBwdMatrices<scalar_t> matrices(const BackwardTensors& tensors) {
+HopperBwdMatrices<scalar_t> matrices(const BackwardTensors& tensors, bool has_groups, Room& room) {
   HopperBwdMatrices<scalar_t> all{};
   all.images = tensors.query.size(0);
   all.query = input<scalar_t>("query", tensors.query);
@@ -69,6 +69,8 @@ HopperBwdMatrices<scalar_t> matrices(const BackwardTensors& tensors) {
   all.grad_query = output<scalar_t>("grad_query", tensors.grad_query);
   all.grad_key = output<scalar_t>("grad_key", tensors.grad_key);
   all.grad_value = output<scalar_t>("grad_value", tensors.grad_value);
+  all.pitch = hopper_bwd_pitch(all.query.tokens, has_groups);
+  all.numbers = reinterpret_cast<RowNumbers*>(room.floats("numbers", 2 * all.images * all.pitch));
   return all;
 }
 
@@ -149,8 +151,8 @@ void run(const AttentionCall& call, const Stages& stages, const Sizes& sizes) {
   const auto slices = static_cast<int>(ceil_div(sizes.value_channels, kHopperBwdSliceValues));
   std::vector<HopperBwdMatrices<scalar_t>> all;
   for (const BackwardTensors& stage : stages) {
-    all.push_back(matrices<scalar_t>(stage));
-    add_workspace(all.back(), room, !call.partitions.empty(), slices);
+    all.push_back(matrices<scalar_t>(stage, !call.partitions.empty(), room));
+    if (slices > 1) add_sums(all.back(), room);
   }
   for (int index = 0; index < slices; ++index) {
     const auto slice =

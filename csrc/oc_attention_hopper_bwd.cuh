@@ -249,6 +249,9 @@ class HopperBwdValues : HopperBwdConsumer<Tile> {
   using Shift = bwd::WeightShift<scalar_t>;
   using Choices = HopperBwdChoices<Tile>;
   static constexpr int kCols = Tile::kCols;
+  // The sums of the step before still read their weights when those of this one are handed over:
+  // the compiler lets its products wait for each other.
+  static_assert(!(Choices::kHandsWeights && Choices::kScoresFirst), "one or the other");
 
  public:
   using Base::Base;
@@ -305,7 +308,6 @@ class HopperBwdValues : HopperBwdConsumer<Tile> {
         weigh(scores, this->valid(tiles, task));
         ptx::wgmma_wait<0>();
         ptx::hold_registers(flat(sums));
-        ptx::hold_registers(flat(scores));  // sums read the weights until here: none are made before
         release<Tile::kCluster>(grads);
       } else {
         Products::template accumulate<Tile::kValues>(sums, weights, grads.data);

@@ -72,13 +72,8 @@ TokenMatrix<float> hopper_bwd_sums(Room& room, const char* name, int64_t images,
           gradient.channels};
 }
 
-// What matrices of a stage need besides the tensors of the call.
 template <typename scalar_t, typename Room>
-void add_workspace(HopperBwdMatrices<scalar_t>& stage, Room& room, bool has_groups, int slices) {
-  stage.pitch = hopper_bwd_pitch(stage.query.tokens, has_groups);
-  stage.numbers =
-      reinterpret_cast<RowNumbers*>(room.floats("numbers", 2 * stage.images * stage.pitch));
-  if (slices == 1) return;
+void add_sums(HopperBwdMatrices<scalar_t>& stage, Room& room) {
   stage.query_sums = hopper_bwd_sums(room, "sums of grad_query", stage.images, stage.grad_query);
   stage.key_sums = hopper_bwd_sums(room, "sums of grad_key", stage.images, stage.grad_key);
 }
