@@ -159,8 +159,9 @@ def judge(variant: Variant, results: Results, expected: Expected) -> Verdict:
     wanted[:, :queries], bounds[:, :queries] = expected.numbers, expected.number_bounds
     errors = {}
     reasons = [find_wrong("lse (0) and delta (1)", numbers, wanted, bounds)]
-    for name, sums in expected.gradients.items():
-        given = results.gradients[name][:, sums.rows]
+    for name, gradient in results.gradients.items():
+        sums = expected.gradients[name]
+        given = gradient[:, sums.rows]
         bound = _roundings(variant, name) * _ROUNDED * sums.rounded + _SUMMED * sums.summed
         reasons.append(find_wrong(name, given, sums.exact, bound + _LEAST))
         size = float(np.linalg.norm(sums.exact))

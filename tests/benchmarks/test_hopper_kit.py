@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The ladder and the variants of the Hopper kernel: they run in the emulator, and they see errors."""
+"""The ladder and the variants of the Hopper forward kernel: they run in the emulator, and they see errors."""
 
 import dataclasses
 import json
@@ -82,7 +82,7 @@ def test_variants_are_right_in_the_emulator(emulated: Emulated, variant) -> None
 
 @pytest.mark.native
 def test_experiments_say_what_they_ran(emulated: Emulated) -> None:
-    rows = list(experiments.measure(emulated, experiments.EXPERIMENTS, [1], tokens=300, repeats=0))
+    rows = list(experiments.measure(emulated, experiments.FORWARD, [1], tokens=300, repeats=0))
     assert [row["status"] for row in rows] == ["ok"] * len(experiments.EXPERIMENTS)
     by_question = {row["question"]: row for row in rows}
     assert len(by_question) == len(rows)
@@ -140,7 +140,8 @@ def test_the_page_of_the_kernel_shows_what_the_model_foretells() -> None:
 
 
 def test_times_become_rates() -> None:
-    times = experiments._times(Call(8, 97 * 97), [1.0, 1.2, 1.1, 1.3, 1.15])
+    flops = experiments.flops(experiments.SHIPPED, Call(8, 97 * 97))
+    times = experiments._times(flops, [1.0, 1.2, 1.1, 1.3, 1.15])
     assert times["p50_ms"] == 1.15
     assert times["tflop_s"] == pytest.approx(0.7252 / 1.15 * 1e3, rel=1e-3)
     row = {"status": "ok", "question": "shipped", "variant": "v", "error": 1e-3, "reason": ""}
