@@ -42,6 +42,7 @@ doctor: $(READY)
 gpu-check:
 	$(PYTHON) -m pytest -m gpu --require-gpu tests/emulator
 	$(PYTHON) -m benchmarks.hopper.ladder
+	$(PYTHON) -m benchmarks.hopper.backward_ladder
 	$(PYTHON) -m pytest -m gpu --require-gpu --ignore tests/emulator
 	$(PYTHON) -m benchmarks.run --device cuda
 

@@ -2,6 +2,7 @@
 """The script of a visit to a GPU: stages in order, limits, and going on after failures."""
 
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -31,8 +32,10 @@ def visit(tmp_path: Path) -> Visit:
     python.write_text(STAND_IN)
     python.chmod(0o755)
 
-    def run(*stages: str, seconds: int = 60) -> tuple[int, str]:
+    def run(*stages: str, seconds: int = 60, tools: Path | None = None) -> tuple[int, str]:
         settings = {"PYTHON": str(python), "OUT": str(out), "VISIT_SECONDS": str(seconds)}
+        if tools is not None:
+            settings["PATH"] = f"{tools}:{os.environ['PATH']}"
         settings |= {name: value for name, value in os.environ.items() if name not in settings}
         command = [SCRIPT, *stages]
         done = subprocess.run(
@@ -44,13 +47,20 @@ def visit(tmp_path: Path) -> Visit:
 
 
 def test_stages_go_on_after_failures(visit: Visit, tmp_path: Path) -> None:
-    status, said = visit("steps", "ladder", "build", "benchmarks")
+    status, said = visit("steps", "ladder", "ladder_backward", "build", "benchmarks")
     assert status == 1
     summary = (tmp_path / "out" / "summary.txt").read_text().splitlines()
     states = [line.rpartition(" after")[0] for line in summary]
-    assert states == ["build: passed", "ladder: failed (1)", "benchmarks: passed", "steps: passed"]
+    assert states == [
+        "build: passed",
+        "ladder: failed (1)",
+        "ladder_backward: passed",
+        "benchmarks: passed",
+        "steps: passed",
+    ]
     log = (tmp_path / "out" / "visit.log").read_text()
     assert "asked: -m tests.emulator.build" in log
+    assert "asked: -m benchmarks.hopper.backward_ladder --most" in log
     assert "--cases base-97-n4 base-97-n2" in log
     assert said.endswith("\n".join(summary) + "\n")
 
@@ -63,9 +73,27 @@ def test_a_stage_that_hangs_is_stopped_and_the_rest_is_told(visit: Visit, tmp_pa
     assert "steps: not tried, no time is left" in summary
 
 
+def test_both_passes_are_profiled_and_sanitized(visit: Visit, tmp_path: Path) -> None:
+    for tool in ("ncu", "compute-sanitizer"):
+        stand_in = tmp_path / tool
+        stand_in.write_text('#!/usr/bin/env bash\necho "tool: $*"\n')
+        stand_in.chmod(0o755)
+    status, _ = visit("profile", "sanitize", tools=tmp_path)
+    assert status == 0
+    log = (tmp_path / "out" / "visit.log").read_text()
+    for kernel, program in (("fwd", "experiments"), ("bwd_kernel", "backward_experiments")):
+        profiled = f"--kernel-name regex:hopper_{kernel} .* -m benchmarks.hopper.{program} "
+        assert re.search(profiled, log), kernel
+    sanitized = (tmp_path / "out" / "sanitizer.txt").read_text()
+    for check in ("memcheck", "synccheck", "racecheck"):
+        for program in ("ladder", "backward_ladder"):
+            assert re.search(f"--tool {check} .* -m benchmarks.hopper.{program} ", sanitized)
+            assert f"{check} of the {program}: 0" in sanitized
+
+
 def test_what_it_asks_of_the_programs_is_there() -> None:
     from benchmarks import baselines, cases
-    from benchmarks.hopper import experiments, ladder
+    from benchmarks.hopper import backward_experiments, backward_ladder, experiments, ladder
 
     text = SCRIPT.read_text()
     known = {case.name for case in cases.CASES}
@@ -74,6 +102,8 @@ def test_what_it_asks_of_the_programs_is_there() -> None:
     for line in text.splitlines():
         words = line.partition("--forms ")[2].rstrip("; }\\").split()
         assert {*words} <= {*baselines.NAMES}, line
-    assert any(each.question == "shipped" for each in experiments.EXPERIMENTS)
+    for each in (experiments.EXPERIMENTS, backward_experiments.EXPERIMENTS):
+        assert any(experiment.question == "shipped" for experiment in each)
     for word in ("one step", "two steps", "tiles cut anywhere", "groups: cells"):
         assert any(word in rung.name for rung in ladder.RUNGS)
+        assert any(word in rung.name for rung in backward_ladder.RUNGS)

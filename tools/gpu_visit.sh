@@ -7,7 +7,7 @@
 #   tools/gpu_visit.sh ladder experiments   those named
 #
 # PYTHON         an interpreter with torch, numpy and pytest (python3)
-# OUT            folder of what comes back (benchmarks/results/visit): eight files
+# OUT            folder of what comes back (benchmarks/results/visit): eleven files
 # VISIT_SECONDS  after which no stage goes on (560)
 set -u
 cd "$(dirname "$0")/.."
@@ -51,6 +51,7 @@ build() {
   local jobs=() job failed=0
   "$PYTHON" -c 'from tests.emulator.device import build; print(build()[0])' & jobs+=($!)
   "$PYTHON" -c 'from tests.emulator.device import build; from benchmarks.hopper.library import VARIANTS; print(build(VARIANTS)[0])' & jobs+=($!)
+  "$PYTHON" -c 'from tests.emulator.device import build; from benchmarks.hopper.backward_library import VARIANTS; print(build(VARIANTS)[0])' & jobs+=($!)
   "$PYTHON" -m tests.emulator.build & jobs+=($!)
   library & jobs+=($!)
   for job in "${jobs[@]}"; do wait "$job" || failed=1; done
@@ -86,6 +87,9 @@ primitives() {
 }
 
 ladder() { "$PYTHON" -m benchmarks.hopper.ladder --most 150 --out "$OUT/ladder.jsonl"; }
+ladder_backward() {
+  "$PYTHON" -m benchmarks.hopper.backward_ladder --most 150 --out "$OUT/ladder_backward.jsonl"
+}
 
 hopper_tests() {
   shopt -s nullglob
@@ -95,6 +99,10 @@ hopper_tests() {
 
 experiments() {
   "$PYTHON" -m benchmarks.hopper.experiments --most 140 --out "$OUT/experiments.jsonl"
+}
+experiments_backward() {
+  "$PYTHON" -m benchmarks.hopper.backward_experiments --most 140 \
+    --out "$OUT/experiments_backward.jsonl"
 }
 
 dense="base-97-n4 base-97-n2 base-97-n8 base-97-n1 base-97-v512-n4 asp-97-n4 whole-129x257 pooled-48-n8 \
@@ -113,28 +121,37 @@ steps() { rows --phases backward step --cases base-97-n4 pyramid-97-n4 --forms f
 find_tool() { command -v "$1" || ls "${CUDA_HOME:-/usr/local/cuda}/bin/$1" 2>/dev/null; }
 
 profile() {
-  local tool section sections=()
+  local tool section sections=() failed=0
   tool=$(find_tool ncu) || { echo "no ncu here"; return 3; }
   for section in SpeedOfLight ComputeWorkloadAnalysis MemoryWorkloadAnalysis \
     MemoryWorkloadAnalysis_Tables WarpStateStats SchedulerStats LaunchStats Occupancy; do
     sections+=(--section "$section")
   done
   # Clocks stay as they are: they are not ours to set.
-  "$tool" --clock-control none --target-processes all --kernel-name regex:hopper_fwd --launch-count 1 \
-    --print-details all "${sections[@]}" --log-file "$OUT/ncu.txt" \
-    "$PYTHON" -m benchmarks.hopper.experiments --questions shipped --batches 4 --repeats 0
+  profiled() { # FILE KERNEL PROGRAM
+    "$tool" --clock-control none --target-processes all --kernel-name "regex:$2" --launch-count 1 \
+      --print-details all "${sections[@]}" --log-file "$OUT/$1" \
+      "$PYTHON" -m "benchmarks.hopper.$3" --questions shipped --batches 4 --repeats 0
+  }
+  profiled ncu.txt hopper_fwd experiments || failed=1
+  profiled ncu_backward.txt hopper_bwd_kernel backward_experiments || failed=1
+  return "$failed"
 }
 
 sanitize() {
   local tool check failed=0
   tool=$(find_tool compute-sanitizer) || { echo "no compute-sanitizer here"; return 3; }
-  for check in memcheck synccheck racecheck; do
+  sanitized() { # LADDER RUNGS...
     timeout --kill-after=5 60 "$tool" --tool "$check" --target-processes all --print-limit 20 \
-      --error-exitcode 9 "$PYTHON" -m benchmarks.hopper.ladder --seconds 55 --most 45 \
-      --rungs "one step" "two steps" "tiles cut anywhere" "groups: cells" >>"$OUT/sanitizer.txt" 2>&1
+      --error-exitcode 9 "$PYTHON" -m "benchmarks.hopper.$1" --seconds 55 --most 45 \
+      --rungs "${@:2}" >>"$OUT/sanitizer.txt" 2>&1
     local status=$?
     ((status == 0)) || failed=1
-    printf '%s: %s\n' "$check" "$status" | tee -a "$OUT/sanitizer.txt"
+    printf '%s of the %s: %s\n' "$check" "$1" "$status" | tee -a "$OUT/sanitizer.txt"
+  }
+  for check in memcheck synccheck racecheck; do
+    sanitized ladder "one step" "two steps" "tiles cut anywhere" "groups: cells"
+    sanitized backward_ladder "one step" "two steps" "tiles cut anywhere" "groups: cells"
   done
   return "$failed"
 }
@@ -145,8 +162,8 @@ all_tests() {
   only=(-k "not hopper") && tests "${files[@]}"
 }
 
-export -f facts build library tests primitives ladder hopper_tests experiments rows benchmarks peers \
-  steps find_tool profile sanitize all_tests
+export -f facts build library tests primitives ladder ladder_backward hopper_tests experiments \
+  experiments_backward rows benchmarks peers steps find_tool profile sanitize all_tests
 export dense
 
 visit() {
@@ -154,11 +171,13 @@ visit() {
   stage build 300
   stage primitives 120
   stage ladder 170
+  stage ladder_backward 170
   stage hopper_tests 200
   stage experiments 170
+  stage experiments_backward 170
   stage benchmarks 180
-  stage profile 90
-  stage sanitize 190
+  stage profile 120
+  stage sanitize 370
   stage peers 120
   stage steps 60
   stage all_tests 400

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: MIT
-"""The Hopper forward kernel without torch: a ladder of checks for its first run, and its variants."""
+"""The Hopper kernels without torch: ladders of checks for their first run, and their variants."""
