@@ -13,6 +13,7 @@
 #include "oc_attention_hopper_bwd.cuh"
 #include "oc_attention_hopper_bwd.h"
 #include "oc_attention_hopper_bwd_queries.cuh"
+#include "oc_attention_hopper_bwd_wide.cuh"
 #include "oc_attention_hopper_launch.cuh"
 #include "oc_attention_hopper_plan.h"
 #include "oc_attention_host.h"
@@ -151,22 +152,19 @@ struct Slice {
 
 // --- tensor maps ---
 
-// Rows are the numbers of a tile's tokens.
+// Of the numbers of so many tokens; behind the last one they are 0.
 template <typename scalar_t>
-TensorMap number_map(const char* function, const Matrices<scalar_t>& from, int rows) {
-  constexpr uint32_t kRow = kHopperBwdRows * sizeof(RowNumbers) / sizeof(float);
+TensorMap number_map(const char* function, const Matrices<scalar_t>& from, int tokens) {
+  constexpr int kWords = sizeof(RowNumbers) / sizeof(float);
   TensorMapRequest request;
   request.data = from.numbers;
   request.element = MapElement::kFloat32;
-  request.rank = 3;
-  request.sizes[0] = kRow;
-  request.sizes[1] = static_cast<uint64_t>(from.pitch / kHopperBwdRows);
-  request.sizes[2] = static_cast<uint64_t>(from.images);
-  request.stride_bytes[1] = kRow * sizeof(float);
-  request.stride_bytes[2] = static_cast<uint64_t>(from.pitch) * sizeof(RowNumbers);
-  request.box[0] = kRow;
-  request.box[1] = static_cast<uint32_t>(rows);
-  request.box[2] = 1;
+  request.rank = 2;
+  request.sizes[0] = static_cast<uint64_t>(from.pitch) * kWords;
+  request.sizes[1] = static_cast<uint64_t>(from.images);
+  request.stride_bytes[1] = static_cast<uint64_t>(from.pitch) * sizeof(RowNumbers);
+  request.box[0] = static_cast<uint32_t>(tokens * kWords);
+  request.box[1] = 1;
   return cached_tensor_map(function, request);
 }
 
@@ -208,10 +206,11 @@ void describe(HopperBwdParams<Tile>& params, const Slice<typename Tile::scalar_t
     params.maps = {map(matrices.own_tokens, own_rows),
                    owns_keys ? map(matrices.own_values, own_rows) : TensorMap{},
                    map(matrices.own_grads, own_rows),
+                   number_map(function, from, own_rows),
                    map(matrices.tokens, kPart),
                    map(matrices.values, kPart),
                    map(matrices.grads, kPart),
-                   number_map(function, from, owns_keys ? 1 : own_rows / kHopperBwdRows)};
+                   number_map(function, from, Tile::kCols)};
   }
 }
 
@@ -239,7 +238,8 @@ void launch_pass(void (*kernel)(HopperBwdParams<Tile>), HopperBwdParams<Tile>& p
 
 // The gradients that blocks that own keys make: with shared keys all of them.
 template <typename Tile>
-void run_keys(const Slice<typename Tile::scalar_t>& slice) {
+void run_keys(const Slice<typename Tile::scalar_t>& slice,
+              void (*kernel)(HopperBwdParams<Tile>) = &oc_attention_hopper_bwd_kernel<Tile>) {
   using scalar_t = typename Tile::scalar_t;
   HopperBwdParams<Tile> params;
   for (size_t i = 0; i < slice.stages.size(); ++i) {
@@ -249,8 +249,7 @@ void run_keys(const Slice<typename Tile::scalar_t>& slice) {
     params.stages[i].grad_value = {from.grad_value, {}, {}, bwd::WeightShift<scalar_t>::kInverse};
   }
   describe(params, slice, Side::kKeys, Tile::kRows);
-  launch_pass(&oc_attention_hopper_bwd_kernel<Tile>, params, slice, Tile::kCluster * Tile::kRows,
-              Tile::kChannels + Tile::kValues);
+  launch_pass(kernel, params, slice, Tile::kCluster * Tile::kRows, Tile::kChannels + Tile::kValues);
 }
 
 template <typename Tile>
@@ -281,12 +280,22 @@ void launch_numbers(const Slice<scalar_t>& slice) {
   launch_oc_attention_bwd_delta(params, slice.launch);
 }
 
+template <typename scalar_t, int kChannels, int kValues, HopperSource kSource>
+void run_both(const Slice<scalar_t>& slice) {
+  if constexpr (kSource == HopperSource::kTokenMajor && kChannels <= 128 && kValues <= 128) {
+    using Tile = HopperBwdWideTile<scalar_t, kChannels, kValues>;
+    run_keys<Tile>(slice, &oc_attention_hopper_bwd_wide_kernel<Tile>);
+  } else {
+    run_keys<HopperBwdTile<scalar_t, kChannels, kValues, HopperRole::kBoth, kSource>>(slice);
+  }
+}
+
 template <typename scalar_t, int kChannels, int kValues, int kQueryCols, HopperSource kSource>
 void run_tile(const Slice<scalar_t>& slice, const BackwardTensors& wanted) {
   launch_numbers(slice);
   const bool as_query = wanted.grad_query.has_value();
   if (as_query && !wanted.key.has_value()) {
-    run_keys<HopperBwdTile<scalar_t, kChannels, kValues, HopperRole::kBoth, kSource>>(slice);
+    run_both<scalar_t, kChannels, kValues, kSource>(slice);
     return;
   }
   if (wanted.grad_key.has_value() || wanted.grad_value.has_value()) {

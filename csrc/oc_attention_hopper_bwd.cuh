@@ -155,11 +155,15 @@ struct HopperBwdConsumer {
   const Params& params;
   const HopperBwdBuffers<Tile> buffers;
   const int thread;  // of the warpgroup
+  RowNumbers own_numbers[2];
   int step = 0;
   uint32_t job_parity = 0;
 
   OCNET_DEVICE explicit HopperBwdConsumer(const Params& all)
       : params(all), thread(device::thread_index() % device::kWarpgroupThreads) {}
+
+  // The first of this warp's rows in the block's tile.
+  OCNET_DEVICE static int warp_row() { return (device::warp_index() - 4) * kMmaRows % Tile::kRows; }
 
   // Until a buffer holds what belongs to a step.
   OCNET_DEVICE void wait(const HopperBuffer& buffer, int of_step) const {
@@ -180,6 +184,13 @@ struct HopperBwdConsumer {
     auto* const quads = reinterpret_cast<bwd::Quad*>(buffers.bytes() + Tile::kScores);
     return quads[n * device::kWarpgroupThreads + thread];
   }
+  // Of the two rows that a thread has sums of.
+  OCNET_DEVICE void load_own_numbers() {
+    const RowNumbers* const numbers = buffers.own_numbers();
+    const int row = warp_row() + device::lane_index() / 4;
+    OCNET_UNROLL
+    for (int r = 0; r < 2; ++r) own_numbers[r] = numbers[row + 8 * r];
+  }
   OCNET_DEVICE static int column(int n) { return n * 8 + device::lane_index() % 4 * 2; }
 
   // A gradient of the task's stage.
@@ -189,7 +200,7 @@ struct HopperBwdConsumer {
     const HopperTask& task = buffers.task(job_parity);
     const Family& family = params.work.families[task.family];
     const int rank = Tile::kCluster > 1 ? device::cluster_rank() : 0;
-    const int row = rank * Tile::kRows + thread / device::kWarpThreads * kMmaRows;
+    const int row = rank * Tile::kRows + warp_row();
     const int stage = HopperBwdParams<Tile>::kByThreads ? family.stage : 0;
     store_gradient(
         params.stages[stage].*gradient, family, task, kTileRows,
@@ -333,7 +344,6 @@ class HopperBwdTokens : HopperBwdConsumer<Tile> {
 
  private:
   OCNET_DEVICE void sum_up(float (&sums)[Tile::kChannels / 8][4]) {
-    const HopperBuffer values = this->buffers.values();
     float as_query[kCols / 8][4];  // dO_I V_J^T
     float as_key[kCols / 8][4];    // V_I dO_J^T
     uint32_t weights[kCols / 16][4];
@@ -341,9 +351,10 @@ class HopperBwdTokens : HopperBwdConsumer<Tile> {
     const HopperTask& task = this->begin();
     KeyWalk tiles = task.keys;
     const int end = this->step + task.steps;
-    if constexpr (Tile::kAsQuery) load_own_numbers();
+    if constexpr (Tile::kAsQuery) this->load_own_numbers();
 
     HopperBuffer tokens = this->buffers.tokens(this->step);
+    const HopperBuffer values = this->buffers.values(0);  // there is but one
     const HopperBuffer first_grads = this->buffers.grads(this->step);
     if constexpr (Tile::kAsQuery) this->wait(values, this->step);
     this->wait(first_grads, this->step);
@@ -402,13 +413,6 @@ class HopperBwdTokens : HopperBwdConsumer<Tile> {
     ptx::hold_registers(flat(as_key));
   }
 
-  OCNET_DEVICE void load_own_numbers() {
-    const RowNumbers* const numbers = this->buffers.own_numbers();
-    const int row = this->thread / device::kWarpThreads * kMmaRows + device::lane_index() / 4;
-    OCNET_UNROLL
-    for (int r = 0; r < 2; ++r) own_[r] = numbers[row + 8 * r];
-  }
-
   // G of both products, or of one, and of the scores that the other consumer hands over.
   OCNET_DEVICE void weigh(uint32_t (&weights)[kCols / 16][4], const float (&as_query)[kCols / 8][4],
                           float (&as_key)[kCols / 8][4], int valid) {
@@ -425,7 +429,7 @@ class HopperBwdTokens : HopperBwdConsumer<Tile> {
           return ptx::exp2_approx(power) * (product - of.delta);
         };
         float sum = gradient(numbers[column], as_key[n][i]);
-        if constexpr (Tile::kAsQuery) sum += gradient(own_[i / 2], as_query[n][i]);
+        if constexpr (Tile::kAsQuery) sum += gradient(this->own_numbers[i / 2], as_query[n][i]);
         as_key[n][i] = sum;
       }
     }
@@ -433,19 +437,13 @@ class HopperBwdTokens : HopperBwdConsumer<Tile> {
     if (valid < kCols) clear_columns(as_key, valid);
     pack_weights<scalar_t>(weights, as_key);
   }
-
-  RowNumbers own_[2];
 };
 
-// grad_tokens and grad_value of shared keys. A producer warpgroup brings tiles, of which each
-// consumer warpgroup makes one of the gradients of the block's 64 rows:
-//   values  P' dO_J (of the step before)    X_I X_J^T
-//   tokens  G X_J (of the step before)      dO_I V_J^T      V_I dO_J^T
-// Grid: plan.workers clusters of blocks, which walk over their work (oc_attention_hopper_work.h).
-template <typename Tile>
-OCNET_KERNEL(kHopperThreads, 1)
-oc_attention_hopper_bwd_kernel(OCNET_GRID_CONSTANT HopperBwdParams<Tile> params) {
-#if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
+// What a block of the kernels here does: a producer brings tiles, and two consumers,
+// consume(which, worker), make gradients of them.
+template <typename Tile, typename Consume>
+OCNET_DEVICE void run_hopper_bwd_block(const HopperBwdParams<Tile>& params,
+                                       const Consume& consume) {
   using Copies = std::conditional_t<HopperBwdParams<Tile>::kByThreads, ThreadBwdCopies<Tile>,
                                     EngineBwdCopies<Tile>>;
   const int worker = static_cast<int>(device::block_index() / Tile::kCluster);
@@ -457,13 +455,25 @@ oc_attention_hopper_bwd_kernel(OCNET_GRID_CONSTANT HopperBwdParams<Tile> params)
           produce_bwd(params, worker, copies);
         }
       },
-      [&](int consumer) {
-        if (consumer == 0) {
-          HopperBwdValues<Tile>(params).run(worker);
-        } else {
-          HopperBwdTokens<Tile>(params).run(worker);
-        }
-      });
+      [&](int consumer) { consume(consumer, worker); });
+}
+
+// grad_tokens and grad_value of shared keys. A producer warpgroup brings tiles, of which each
+// consumer warpgroup makes one of the gradients of the block's 64 rows:
+//   values  P' dO_J (of the step before)    X_I X_J^T
+//   tokens  G X_J (of the step before)      dO_I V_J^T      V_I dO_J^T
+// Grid: plan.workers clusters of blocks, which walk over their work (oc_attention_hopper_work.h).
+template <typename Tile>
+OCNET_KERNEL(kHopperThreads, 1)
+oc_attention_hopper_bwd_kernel(OCNET_GRID_CONSTANT HopperBwdParams<Tile> params) {
+#if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  run_hopper_bwd_block<Tile>(params, [&](int consumer, int worker) {
+    if (consumer == 0) {
+      HopperBwdValues<Tile>(params).run(worker);
+    } else {
+      HopperBwdTokens<Tile>(params).run(worker);
+    }
+  });
 #endif
 }
 
