@@ -50,6 +50,19 @@ OCNET_DEVICE void add_rows(float (&sums)[kColumns][4], const GroupMatrix<float>&
   }
 }
 
+// What may be done otherwise; benchmarks/hopper measures other choices.
+template <typename Tile>
+struct HopperBwdChoices {
+  // Whether P' and P go from one consumer to the other, in 16 bits, instead of the scores: powers
+  // are made once.
+  static constexpr bool kHandsWeights = false;
+  // Whether the scores of a step are issued before the sums of the step before, under which they
+  // are then weighed.
+  static constexpr bool kScoresFirst = false;
+  // Whether V_I dO_J^T is issued before dO_I V_J^T. The buffer of tokens has to be free by then.
+  static constexpr bool kKeyFirst = false;
+};
+
 // Scores as registers of an operand: words of 16 columns a step, pairs of columns in each.
 template <typename scalar_t, int kColumns>
 OCNET_DEVICE void pack_weights(uint32_t (&weights)[kColumns / 2][4],
@@ -179,10 +192,12 @@ struct HopperBwdConsumer {
     const int tokens = params.work.families[task.family].streamed;
     return tiles.is_last() ? tokens - (tiles.tiles - 1) * kCols : kCols;
   }
-  // The scores of the tile as the consumers hand them over: each thread finds what it wrote.
-  OCNET_DEVICE bwd::Quad& handed(int n) const {
-    auto* const quads = reinterpret_cast<bwd::Quad*>(buffers.bytes() + Tile::kScores);
-    return quads[n * device::kWarpgroupThreads + thread];
+  // The scores of the tile, or weights, as the consumers hand them over: each thread finds what it
+  // wrote.
+  template <typename T = bwd::Quad>
+  OCNET_DEVICE T& handed(int n) const {
+    auto* const all = reinterpret_cast<T*>(buffers.bytes() + Tile::kScores);
+    return all[n * device::kWarpgroupThreads + thread];
   }
   // Of the two rows that a thread has sums of.
   OCNET_DEVICE void load_own_numbers() {
@@ -209,6 +224,19 @@ struct HopperBwdConsumer {
   }
 };
 
+// Weights of a thread's two rows and two columns in 16 bits: of P', and of P where there is one.
+template <typename Tile>
+struct alignas(Tile::kAsQuery ? 16 : 8) HopperBwdHanded {
+  uint32_t pairs[Tile::kAsQuery ? 2 : 1][2];
+
+  // Element `i` as a thread has them in its sums.
+  OCNET_DEVICE float weight(int which, int i) const {
+    using scalar_t = typename Tile::scalar_t;
+    const uint32_t pair = pairs[which][i / 2] >> (i % 2 * 16);
+    return to_accumulator(scalar_t{static_cast<uint16_t>(pair)});
+  }
+};
+
 // Named barriers of the 256 consumer threads: the scores of a step have been handed over, and have
 // been taken.
 constexpr int kScoresHanded = 1;
@@ -222,7 +250,11 @@ class HopperBwdValues : HopperBwdConsumer<Tile> {
   using scalar_t = typename Tile::scalar_t;
   using Products = HopperBwdProducts<Tile>;
   using Shift = bwd::WeightShift<scalar_t>;
+  using Choices = HopperBwdChoices<Tile>;
   static constexpr int kCols = Tile::kCols;
+  // The sums of the step before still read their weights when those of this one are handed over:
+  // the compiler lets its products wait for each other.
+  static_assert(!(Choices::kHandsWeights && Choices::kScoresFirst), "one or the other");
 
  public:
   using Base::Base;
@@ -249,6 +281,7 @@ class HopperBwdValues : HopperBwdConsumer<Tile> {
     const HopperTask& task = this->begin();
     KeyWalk tiles = task.keys;
     const int end = this->step + task.steps;
+    if constexpr (Choices::kHandsWeights && Tile::kAsQuery) this->load_own_numbers();
 
     const HopperBuffer first = this->buffers.tokens(this->step);
     this->wait(first, this->step);
@@ -257,7 +290,8 @@ class HopperBwdValues : HopperBwdConsumer<Tile> {
     Products::template scores<Tile::kChannels>(scores, own.data, first.data);
     ptx::wgmma_wait<0>();
     ptx::hold_registers(flat(scores));
-    weigh(weights, scores, this->valid(tiles, task));
+    weigh(scores, this->valid(tiles, task));
+    pack_weights<scalar_t>(weights, scores);
     release<Tile::kCluster>(first);
     while (++this->step < end) {
       const uint32_t rows = ptx::opaque(own.data);
@@ -268,15 +302,28 @@ class HopperBwdValues : HopperBwdConsumer<Tile> {
       ptx::hold_registers(flat(scores));
       ptx::hold_registers(flat(sums));
       ptx::wgmma_fence();
-      Products::template accumulate<Tile::kValues>(sums, weights, grads.data);
-      this->wait(tokens, this->step);
-      Products::template scores<Tile::kChannels>(scores, rows, tokens.data);
-      ptx::wgmma_wait<1>();
-      release<Tile::kCluster>(grads);
-      ptx::wgmma_wait<0>();
-      ptx::hold_registers(flat(sums));
-      ptx::hold_registers(flat(scores));
-      weigh(weights, scores, this->valid(tiles, task));
+      if constexpr (Choices::kScoresFirst) {
+        this->wait(tokens, this->step);
+        Products::template scores<Tile::kChannels>(scores, rows, tokens.data);
+        Products::template accumulate<Tile::kValues>(sums, weights, grads.data);
+        ptx::wgmma_wait<1>();
+        ptx::hold_registers(flat(scores));
+        weigh(scores, this->valid(tiles, task));
+        ptx::wgmma_wait<0>();
+        ptx::hold_registers(flat(sums));
+        release<Tile::kCluster>(grads);
+      } else {
+        Products::template accumulate<Tile::kValues>(sums, weights, grads.data);
+        this->wait(tokens, this->step);
+        Products::template scores<Tile::kChannels>(scores, rows, tokens.data);
+        ptx::wgmma_wait<1>();
+        release<Tile::kCluster>(grads);
+        ptx::wgmma_wait<0>();
+        ptx::hold_registers(flat(sums));
+        ptx::hold_registers(flat(scores));
+        weigh(scores, this->valid(tiles, task));
+      }
+      pack_weights<scalar_t>(weights, scores);
       release<Tile::kCluster>(tokens);
     }
     release<1>(own);
@@ -290,16 +337,42 @@ class HopperBwdValues : HopperBwdConsumer<Tile> {
     release<Tile::kCluster>(grads);
   }
 
-  // Hands the scores over, and makes P' of them.
-  OCNET_DEVICE void weigh(uint32_t (&weights)[kCols / 16][4], float (&scores)[kCols / 8][4],
-                          int valid) {
+  // Makes P' of the scores. The other consumer gets those, or weights.
+  OCNET_DEVICE void weigh(float (&scores)[kCols / 8][4], int valid) {
+    if constexpr (Choices::kHandsWeights) {
+      uint32_t as_query[kCols / 16][4];
+      if constexpr (Tile::kAsQuery) weigh_as_query(as_query, scores);
+      weigh_as_key(scores, valid);
+      uint32_t as_key[kCols / 16][4];
+      pack_weights<scalar_t>(as_key, scores);
+      hand_over([&](int n) {
+        auto& to = this->template handed<HopperBwdHanded<Tile>>(n);
+        OCNET_UNROLL
+        for (int r = 0; r < 2; ++r) {
+          to.pairs[0][r] = as_key[n / 2][n % 2 * 2 + r];
+          if constexpr (Tile::kAsQuery) to.pairs[1][r] = as_query[n / 2][n % 2 * 2 + r];
+        }
+      });
+    } else {
+      hand_over([&](int n) {
+        this->handed(n) = {{scores[n][0], scores[n][1], scores[n][2], scores[n][3]}};
+      });
+      weigh_as_key(scores, valid);
+    }
+  }
+
+  // write(n), once the other consumer has taken what was there.
+  template <typename Write>
+  OCNET_DEVICE void hand_over(const Write& write) {
     if (has_handed_) device::named_barrier_sync(kScoresTaken, kHopperConsumerThreads);
     has_handed_ = true;
     OCNET_UNROLL
-    for (int n = 0; n < kCols / 8; ++n) {
-      this->handed(n) = {{scores[n][0], scores[n][1], scores[n][2], scores[n][3]}};
-    }
+    for (int n = 0; n < kCols / 8; ++n) write(n);
     device::named_barrier_arrive(kScoresHanded, kHopperConsumerThreads);
+  }
+
+  // P' in the place of the scores.
+  OCNET_DEVICE void weigh_as_key(float (&scores)[kCols / 8][4], int valid) const {
     const RowNumbers* const numbers = this->buffers.numbers(this->step);
     OCNET_UNROLL
     for (int n = 0; n < kCols / 8; ++n) {
@@ -314,7 +387,19 @@ class HopperBwdValues : HopperBwdConsumer<Tile> {
       }
     }
     if (valid < kCols) clear_columns(scores, valid);
-    pack_weights<scalar_t>(weights, scores);
+  }
+  OCNET_DEVICE void weigh_as_query(uint32_t (&weights)[kCols / 16][4],
+                                   const float (&scores)[kCols / 8][4]) const {
+    float powers[kCols / 8][4];
+    OCNET_UNROLL
+    for (int n = 0; n < kCols / 8; ++n) {
+      OCNET_UNROLL
+      for (int i = 0; i < 4; ++i) {
+        const float lse = this->own_numbers[i / 2].lse - Shift::kBits;
+        powers[n][i] = ptx::exp2_approx(std::fma(scores[n][i], this->params.scale_log2, -lse));
+      }
+    }
+    pack_weights<scalar_t>(weights, powers);
   }
 
   bool has_handed_ = false;
@@ -326,7 +411,9 @@ class HopperBwdTokens : HopperBwdConsumer<Tile> {
   using Base = HopperBwdConsumer<Tile>;
   using scalar_t = typename Tile::scalar_t;
   using Products = HopperBwdProducts<Tile>;
+  using Choices = HopperBwdChoices<Tile>;
   static constexpr int kCols = Tile::kCols;
+  static_assert(Tile::kAsQuery || !Choices::kKeyFirst, "keys have but one of the products");
 
  public:
   using Base::Base;
@@ -360,10 +447,13 @@ class HopperBwdTokens : HopperBwdConsumer<Tile> {
     this->wait(first_grads, this->step);
     hold(as_query, as_key);
     ptx::wgmma_fence();
-    if constexpr (Tile::kAsQuery) {
+    if constexpr (Tile::kAsQuery && !Choices::kKeyFirst) {
       Products::template scores<Tile::kValues>(as_query, this->buffers.own_grads(), values.data);
     }
     Products::template scores<Tile::kValues>(as_key, this->buffers.own_values(), first_grads.data);
+    if constexpr (Choices::kKeyFirst) {
+      Products::template scores<Tile::kValues>(as_query, this->buffers.own_grads(), values.data);
+    }
     ptx::wgmma_wait<0>();
     hold(as_query, as_key);
     if constexpr (Tile::kAsQuery) release<Tile::kCluster>(values);
@@ -377,16 +467,23 @@ class HopperBwdTokens : HopperBwdConsumer<Tile> {
       hold(as_query, as_key);
       ptx::wgmma_fence();
       Products::template accumulate<Tile::kChannels>(sums, weights, tokens.data);
-      if constexpr (Tile::kAsQuery) {
+      const auto start_as_query = [&] {
         this->wait(values, this->step);
         const uint32_t own_grads = own_values + (Tile::kOwnGrads - Tile::kOwnValues);
         Products::template scores<Tile::kValues>(as_query, own_grads, values.data);
+      };
+      if constexpr (Choices::kKeyFirst) {
+        ptx::wgmma_wait<0>();
+        release<Tile::kCluster>(tokens);  // the next gradients come behind the next tokens
+      } else if constexpr (Tile::kAsQuery) {
+        start_as_query();
         ptx::wgmma_wait<1>();
         release<Tile::kCluster>(tokens);
       }
       const HopperBuffer grads = this->buffers.grads(this->step);
       this->wait(grads, this->step);
       Products::template scores<Tile::kValues>(as_key, own_values, grads.data);
+      if constexpr (Choices::kKeyFirst) start_as_query();
       ptx::wgmma_wait<0>();
       ptx::hold_registers(flat(sums));
       hold(as_query, as_key);
@@ -413,23 +510,38 @@ class HopperBwdTokens : HopperBwdConsumer<Tile> {
     ptx::hold_registers(flat(as_key));
   }
 
-  // G of both products, or of one, and of the scores that the other consumer hands over.
+  // The weight of element i as a key or (1) as a query, of what the other consumer hands over.
+  OCNET_DEVICE auto weights_of(int n) const {
+    if constexpr (Choices::kHandsWeights) {
+      using Shift = bwd::WeightShift<scalar_t>;
+      return [handed = this->template handed<HopperBwdHanded<Tile>>(n)](int which, int i,
+                                                                        const RowNumbers&) {
+        return handed.weight(which, i) * Shift::kInverse;
+      };
+    } else {
+      return [scores = this->handed(n), scale = this->params.scale_log2](int, int i,
+                                                                         const RowNumbers& of) {
+        return ptx::exp2_approx(std::fma(scores.at[i], scale, -of.lse));
+      };
+    }
+  }
+
+  // G of both products, or of one, and of what the other consumer hands over.
   OCNET_DEVICE void weigh(uint32_t (&weights)[kCols / 16][4], const float (&as_query)[kCols / 8][4],
                           float (&as_key)[kCols / 8][4], int valid) {
     const RowNumbers* const numbers = this->buffers.numbers(this->step);
     device::named_barrier_sync(kScoresHanded, kHopperConsumerThreads);
     OCNET_UNROLL
     for (int n = 0; n < kCols / 8; ++n) {
-      const bwd::Quad scores = this->handed(n);
+      const auto weight = weights_of(n);
       OCNET_UNROLL
       for (int i = 0; i < 4; ++i) {
-        const int column = this->column(n) + i % 2;
-        const auto gradient = [&](const RowNumbers& of, float product) {
-          const float power = std::fma(scores.at[i], this->params.scale_log2, -of.lse);
-          return ptx::exp2_approx(power) * (product - of.delta);
-        };
-        float sum = gradient(numbers[column], as_key[n][i]);
-        if constexpr (Tile::kAsQuery) sum += gradient(this->own_numbers[i / 2], as_query[n][i]);
+        const RowNumbers& column = numbers[this->column(n) + i % 2];
+        float sum = weight(0, i, column) * (as_key[n][i] - column.delta);
+        if constexpr (Tile::kAsQuery) {
+          const RowNumbers& row = this->own_numbers[i / 2];
+          sum += weight(1, i, row) * (as_query[n][i] - row.delta);
+        }
         as_key[n][i] = sum;
       }
     }

@@ -30,7 +30,7 @@ def uniform(call: Call) -> Inputs:
     return Inputs(query, given.key if call.keys else query, given.value)
 
 
-def _selecting(call: Call) -> tuple[Floats, Floats]:
+def selecting(call: Call) -> tuple[Floats, Floats]:
     """Return queries that each see one key alone: query ``i`` the key ``7 i + 3``, around the end."""
     random = np.random.default_rng(1)
     shape = call.images, call.key_tokens, call.channels
@@ -41,7 +41,7 @@ def _selecting(call: Call) -> tuple[Floats, Floats]:
 
 def tokens(call: Call) -> Inputs:
     """Return values that are the number of their token (modulo 256): results name what was read."""
-    query, key = _selecting(call)
+    query, key = selecting(call)
     numbers = np.arange(call.key_tokens, dtype=np.float64) % _CODES
     shape = call.images, call.key_tokens, call.values
     return Inputs(query, key, np.broadcast_to(numbers[:, None], shape))
@@ -49,7 +49,7 @@ def tokens(call: Call) -> Inputs:
 
 def channels(call: Call) -> Inputs:
     """Return values that are the number of their channel (modulo 256)."""
-    query, key = _selecting(call)
+    query, key = selecting(call)
     numbers = np.arange(call.values, dtype=np.float64) % _CODES
     return Inputs(query, key, np.broadcast_to(numbers, (call.images, call.key_tokens, call.values)))
 

@@ -13,19 +13,29 @@ import dataclasses
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
 from benchmarks.hopper.inputs import KINDS
-from benchmarks.hopper.library import VARIANTS, Call, Inputs, Results, Target, Variant, run
+from benchmarks.hopper.library import (
+    VARIANTS,
+    Call,
+    Floats,
+    Kernel,
+    Results,
+    Target,
+    Variant,
+    run,
+)
 from benchmarks.hopper.reference import expect, judge
 from tests.emulator.device import (
     Device,
     ProbeError,
+    Source,
     UnavailableError,
     UnsupportedError,
     build,
@@ -40,9 +50,20 @@ TWO = dataclasses.replace(ONE, cluster=2)
 COLS = ONE.cols
 
 
+class Step(Protocol):
+    """One step of a ladder: what it adds, its kernel, and the sizes of the call."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def variant(self) -> Kernel: ...
+    @property
+    def call(self) -> Call: ...
+
+
 @dataclass(frozen=True)
 class Rung:
-    """One step of the ladder.
+    """One step of the ladder of the forward kernel.
 
     Attributes:
         name: What it adds.
@@ -68,6 +89,7 @@ _GROUPS = Variant("kGroups", 256, 256, 64, cluster=1)
 _CHANNELS = Variant("kChannelMajor", 256, 256, 64)
 _STEP = Call(1, 128, COLS)
 _CLUSTER_STEP = Call(1, 256, COLS)
+_CLUSTER_SEVEN = Call(1, 256, 7 * COLS, whole_tiles=1)
 
 RUNGS = (
     # One block, one tile, one step.
@@ -78,7 +100,7 @@ RUNGS = (
     # The ring of buffers.
     Rung("two steps", ONE, Call(1, 128, 2 * COLS)),
     Rung("three steps, which tokens", ONE, Call(1, 128, 3 * COLS), "tokens"),
-    Rung("seven steps", ONE, Call(1, 128, 7 * COLS), runs=3),
+    Rung("seven steps", ONE, Call(1, 128, 7 * COLS, whole_tiles=1), runs=3),
     # Ends of maps.
     Rung("last tiles in part", ONE, Call(1, 100, 2 * COLS + 13)),
     Rung("fewer channels", ONE, Call(1, 100, 2 * COLS + 13, channels=200, values=136)),
@@ -92,7 +114,7 @@ RUNGS = (
     Rung("cluster: values alone", TWO, _CLUSTER_STEP, "uniform"),
     Rung("cluster: which tokens", TWO, _CLUSTER_STEP, "tokens"),
     Rung("cluster: which channels", TWO, _CLUSTER_STEP, "channels"),
-    Rung("cluster: seven steps", TWO, Call(1, 256, 7 * COLS), runs=3),
+    Rung("cluster: seven steps", TWO, _CLUSTER_SEVEN, runs=3),
     Rung("cluster: half of it without queries", TWO, Call(1, 100, 2 * COLS + 13)),
     Rung("cluster: tiles cut anywhere", TWO, Call(2, 600, 8 * COLS + 5, workers=3), runs=3),
     Rung("cluster: shared keys", TWO, Call(2, 700)),
@@ -120,8 +142,8 @@ RUNGS = (
         Call(2, 29 * 31, 0, 64, 64, partition=(*_grid(29, 2), *_grid(31, 3))),
     ),
     # Other choices.
-    Rung("references raised at once", dataclasses.replace(TWO, growth=0), Call(1, 256, 7 * COLS)),
-    Rung("turns of consumers", dataclasses.replace(TWO, turns=1), Call(1, 256, 7 * COLS), runs=3),
+    Rung("references raised at once", dataclasses.replace(TWO, growth=0), _CLUSTER_SEVEN),
+    Rung("turns of consumers", dataclasses.replace(TWO, turns=1), _CLUSTER_SEVEN, runs=3),
     # Whole maps.
     Rung("97 x 97", TWO, Call(1, 97 * 97), runs=5),
     Rung("97 x 97, batch 2", TWO, Call(2, 97 * 97), runs=5),
@@ -129,12 +151,65 @@ RUNGS = (
 )
 
 
-def climb(target: Target, rungs: Sequence[Rung]) -> Iterator[dict[str, Any]]:
+S = TypeVar("S", bound=Step)
+Check = Callable[[Target, S], dict[str, Any]]
+
+
+def check(target: Target, rung: Rung) -> dict[str, Any]:
+    """Run a rung, and say what is not right; ``state`` is ``ok``, ``wrong`` or ``moves``."""
+    call, inputs = rung.call, KINDS[rung.inputs](rung.call)
+    results = run(target, rung.variant, call, inputs)
+    verdict = judge(results, expect(call, inputs, sampled(call.queries)))
+
+    def again() -> list[Floats]:
+        return _written(run(target, rung.variant, call, inputs))
+
+    return {
+        "errors": {"out": verdict.error, "lse": verdict.lse_error},
+        "plan": results.plan._asdict(),
+        **stated(verdict.reason, rung.runs, _written(results), again),
+    }
+
+
+def _written(results: Results) -> list[Floats]:
+    return [results.out, results.lse]
+
+
+def sampled(tokens: int) -> Sequence[int] | None:
+    """Return the rows that are checked of so many: of large maps the ends, and some between."""
+    if tokens <= _SMALL:
+        return None
+    random = np.random.default_rng(2)
+    inner = random.choice(tokens - 256, _MOST_SAMPLES - 128, replace=False) + 128
+    return sorted({*range(64), *map(int, inner), *range(tokens - 64, tokens)})
+
+
+def stated(
+    reason: str, runs: int, first: Sequence[Floats], again: Callable[[], Sequence[Floats]]
+) -> dict[str, Any]:
+    """Return state and reason of a rung, which is run again where it is right."""
+    if reason:
+        return {"state": "wrong", "reason": reason}
+    moved = _moving(runs, first, again)
+    return {"state": "moves" if moved else "ok", "reason": moved}
+
+
+def _moving(runs: int, first: Sequence[Floats], again: Callable[[], Sequence[Floats]]) -> str:
+    """Say how results differ from run to run: a race, where they do."""
+    for number in range(2, runs + 1):
+        pairs = list(zip(first, again(), strict=True))
+        if not all(np.array_equal(one, other) for one, other in pairs):
+            differs = sum((one != other).sum() for one, other in pairs) / sum(a.size for a in first)
+            return f"{differs:.2%} of the results of run {number} are others than those of run 1"
+    return ""
+
+
+def climb(target: Target, rungs: Sequence[S], check: Check[S]) -> Iterator[dict[str, Any]]:
     """Yield a row for each rung; ``state`` is ``ok``, ``wrong``, ``moves`` or ``failed``."""
     for rung in rungs:
         began = time.monotonic()
         try:
-            found = _check(target, rung)
+            found = check(target, rung)
         except ProbeError as error:
             found = {"state": "failed", "reason": str(error)}
         yield {
@@ -146,42 +221,21 @@ def climb(target: Target, rungs: Sequence[Rung]) -> Iterator[dict[str, Any]]:
         }
 
 
-def _check(target: Target, rung: Rung) -> dict[str, Any]:
-    call, inputs = rung.call, KINDS[rung.inputs](rung.call)
-    results = run(target, rung.variant, call, inputs)
-    rows = None
-    if call.queries > _SMALL:  # the ends, and some between
-        random = np.random.default_rng(2)
-        inner = random.choice(call.queries - 256, _MOST_SAMPLES - 128, replace=False) + 128
-        rows = sorted({*range(64), *map(int, inner), *range(call.queries - 64, call.queries)})
-    verdict = judge(results, expect(call, inputs, rows))
-    state, reason = ("wrong", verdict.reason) if verdict.reason else ("ok", "")
-    if state == "ok":
-        moved = _moving(target, rung, inputs, results)
-        state, reason = ("moves", moved) if moved else (state, reason)
-    plan = results.plan._asdict()
-    return {
-        "state": state,
-        "error": verdict.error,
-        "lse_error": verdict.lse_error,
-        "plan": plan,
-        "reason": reason,
-    }
+class Ladder(NamedTuple, Generic[S]):
+    """A program that climbs rungs."""
+
+    name: str
+    text: str
+    source: Source
+    rungs: Sequence[S]
+    check: Check[S]
 
 
-def _moving(target: Target, rung: Rung, inputs: Inputs, first: Results) -> str:
-    """Say how results differ from run to run: a race, where they do."""
-    for number in range(2, rung.runs + 1):
-        again = run(target, rung.variant, rung.call, inputs)
-        differs = (again.out != first.out).mean()
-        if differs > 0 or (again.lse != first.lse).any():
-            return f"{differs:.2%} of the results of run {number} are others than those of run 1"
-    return ""
-
-
-def main(argv: Sequence[str]) -> int:
-    """Run the program; 1 if a rung is not right, 2 if there is nothing to run it with."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.hopper.ladder", description=__doc__)
+def climb_on_device(ladder: Ladder[S], argv: Sequence[str]) -> int:
+    """Run a program; 1 if a rung is not right, 2 if there is nothing to run it with."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m benchmarks.hopper.{ladder.name}", description=ladder.text
+    )
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--out", type=Path, help="JSON lines to append to")
     parser.add_argument("--seconds", type=float, default=_SECONDS, help="of one rung")
@@ -191,18 +245,22 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--rungs", nargs="*", default=[], metavar="WORD", help="those named so")
     options = parser.parse_args(argv)
     try:
-        device = Device(build(VARIANTS)[0], seconds=options.seconds)
+        device = Device(build(ladder.source)[0], seconds=options.seconds)
     except UnavailableError as error:
-        print(f"ladder: {error}", file=sys.stderr)
+        print(f"{ladder.name}: {error}", file=sys.stderr)
         # Nothing is wrong with another GPU; it has none of these kernels.
         return 0 if isinstance(error, UnsupportedError) else 2
-    rungs = [r for r in RUNGS if not options.rungs or any(w in r.name for w in options.rungs)]
-    bad = _report(climb(device, rungs), device.description, options)
+    words = options.rungs
+    rungs = [r for r in ladder.rungs if not words or any(word in r.name for word in words)]
+    rows = climb(device, rungs, ladder.check)
+    bad = _report(ladder.name, rows, device.description, options)
     device.close()
     return 1 if bad else 0
 
 
-def _report(rows: Iterator[dict[str, Any]], device: str, options: argparse.Namespace) -> int:
+def _report(
+    name: str, rows: Iterator[dict[str, Any]], device: str, options: argparse.Namespace
+) -> int:
     bad = 0
     ended = time.monotonic() + options.most
     for row in rows:
@@ -212,9 +270,9 @@ def _report(rows: Iterator[dict[str, Any]], device: str, options: argparse.Names
             with options.out.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"device": device, **row}) + "\n")
         if time.monotonic() > ended:
-            print("ladder: out of time; the rungs after this one were not tried")
+            print(f"{name}: out of time; the rungs after this one were not tried")
             return bad + 1
-    print(f"ladder: {bad} rungs are not right" if bad else "ladder: every rung is right")
+    print(f"{name}: {bad} rungs are not right" if bad else f"{name}: every rung is right")
     return bad
 
 
@@ -222,9 +280,12 @@ def line(row: dict[str, Any]) -> str:
     """Return a row as text."""
     head = f"{row['state']:<7}{row['rung']:<38}{row['variant']}"
     if row["state"] == "ok":
-        return f"{head}  error {row['error']:.1e}, lse {row['lse_error']:.1e}"
+        errors = ", ".join(f"{name} {error:.1e}" for name, error in row["errors"].items())
+        return f"{head}  errors: {errors or 'none'}"
     return f"{head}\n       {row['reason']}"
 
 
+LADDER = Ladder("ladder", __doc__, VARIANTS, RUNGS, check)
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(climb_on_device(LADDER, sys.argv[1:]))

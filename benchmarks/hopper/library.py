@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Calls of the kernels in variants.h: a library built by nvcc, and a process that runs it."""
+"""Calls of the forward kernels in variants.h: a library built by nvcc, and a process that runs it."""
 
 import re
-from dataclasses import dataclass, fields
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -19,6 +19,7 @@ Floats = NDArray[np.float64]
 Pattern = NDArray[np.uint16]  # of bfloat16
 Partition = tuple[int, int, int, int, int, int, int, int]
 WHOLE: Partition = (0, 0, 0, 0, 0, 0, 0, 0)
+EQUALISING = 2.0**-40
 
 
 class Target(Protocol):
@@ -26,6 +27,26 @@ class Target(Protocol):
 
     def run_probe(self, name: str, buffers: Any, arguments: Any = ()) -> None:
         """Run a kernel on buffers, of which the writeable ones are written."""
+
+
+class Kernel(Protocol):
+    """A row of a table of kernels."""
+
+    @property
+    def name(self) -> str:
+        """Name of its probe."""
+
+    @property
+    def channels(self) -> int:
+        """Room for channels of queries and keys."""
+
+    @property
+    def values(self) -> int:
+        """Room for channels of values."""
+
+    @property
+    def has_own_keys(self) -> bool:
+        """Whether its keys are others than its queries."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +64,12 @@ class Variant:
     @property
     def name(self) -> str:
         """Name of its probe."""
-        return "-".join(str(getattr(self, field.name)) for field in fields(self))
+        return "-".join(map(str, astuple(self)))
+
+    @property
+    def has_own_keys(self) -> bool:
+        """Whether its keys are others than its queries: they may be."""
+        return False
 
     @property
     def rows(self) -> int:
@@ -51,11 +77,16 @@ class Variant:
         return 128 * self.cluster
 
 
+def rows_of(header: str) -> list[list[Any]]:
+    """Return the rows of the table in a header: words and numbers."""
+    text = (HERE / header).read_text(encoding="utf-8")
+    rows = re.findall(r"^  VARIANT\(([\w, ]+)\)", text, re.MULTILINE)
+    return [[int(each) if each.isdigit() else each for each in row.split(", ")] for row in rows]
+
+
 def table() -> list[Variant]:
     """Return all variants, the shipped ones first."""
-    text = (HERE / "variants.h").read_text(encoding="utf-8")
-    rows = re.findall(r"^  VARIANT\((k\w+), ([\d, ]+)\)", text, re.MULTILINE)
-    return [Variant(source, *map(int, numbers.split(","))) for source, numbers in rows]
+    return [Variant(*row) for row in rows_of("variants.h")]
 
 
 @dataclass(frozen=True)
@@ -72,6 +103,7 @@ class Call:
         own_keys_first: 0 or 1; -1 for what the plan says.
         whole_tiles: 1 where tiles are never cut.
         partition: Size, count, step and stride of groups of rows, then of columns.
+        equal_weights: Whether the scale is so small that all weights are equal, whatever the scores.
     """
 
     images: int
@@ -83,11 +115,12 @@ class Call:
     own_keys_first: int = -1
     whole_tiles: int = 0
     partition: Partition = WHOLE
+    equal_weights: bool = False
 
     @property
     def scale(self) -> float:
         """Of the scores."""
-        return float(self.channels**-0.5)
+        return EQUALISING if self.equal_weights else float(self.channels**-0.5)
 
     @property
     def key_tokens(self) -> int:
@@ -96,7 +129,7 @@ class Call:
 
     @property
     def numbers(self) -> list[int]:
-        """The numbers of variants.h."""
+        """The numbers of variant_calls.h."""
         scale = int(np.float64(self.scale).view(np.int64))
         sizes = [self.images, self.queries, self.keys, self.channels, self.values]
         return [*sizes, scale, self.workers, self.own_keys_first, self.whole_tiles, *self.partition]

@@ -82,21 +82,22 @@ def judge(results: Results, expected: Expected) -> Verdict:
     """Compare results with what was expected, element by element."""
     out, lse = results.out[:, expected.rows], results.lse[:, expected.rows]
     bound = _ROUNDING * expected.magnitude + 1e-6
-    reasons = [_wrong("out", out, expected.out, bound)]
+    reasons = [find_wrong("out", out, expected.out, bound)]
     if results.residual is not None:
         whole = out + results.residual[:, expected.rows]
-        reasons.append(_wrong("out + residual", whole, expected.out, bound))
+        reasons.append(find_wrong("out + residual", whole, expected.out, bound))
         unrounded = np.abs(results.residual[:, expected.rows])
         nothing = np.zeros_like(out)
-        reasons.append(_wrong("residual", unrounded, nothing, np.abs(out) * 2.0**-8 + 1e-6))
+        reasons.append(find_wrong("residual", unrounded, nothing, np.abs(out) * 2.0**-8 + 1e-6))
     lse_bound = np.full_like(lse, _LSE)[..., None]
-    reasons.append(_wrong("lse", lse[..., None], expected.lse[..., None], lse_bound))
+    reasons.append(find_wrong("lse", lse[..., None], expected.lse[..., None], lse_bound))
     error = float(np.linalg.norm(out - expected.out) / np.linalg.norm(expected.out))
     lse_error = float(np.abs(lse - expected.lse).max())
     return Verdict(error, lse_error, "; ".join(filter(None, reasons)))
 
 
-def _wrong(name: str, given: Floats, wanted: Floats, bound: Floats) -> str:
+def find_wrong(name: str, given: Floats, wanted: Floats, bound: Floats) -> str:
+    """Say where elements are further from what is wanted than they may be; nothing if none is."""
     wrong = ~(np.abs(given - wanted) <= bound)  # NaN is wrong
     return f"{name}: {describe(wrong, given, wanted)}" if wrong.any() else ""
 

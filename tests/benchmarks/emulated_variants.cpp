@@ -5,7 +5,13 @@
 #include <stdexcept>
 #include <string>
 
+#if defined(OCNET_BACKWARD)
+#include "backward_variants.h"
+namespace table = ocnet::backward_variants;
+#else
 #include "variants.h"
+namespace table = ocnet::variants;
+#endif
 
 namespace {
 
@@ -17,7 +23,7 @@ struct Detacher {
 void run(const char* name, int count, void* const* buffers, const int64_t* bytes,
          const int32_t* writable, const int64_t* arguments) {
   using namespace ocnet::probes;
-  const Probe* const probe = find_in(name, ocnet::variants::kVariants);
+  const Probe* const probe = find_in(name, table::kVariants);
   if (probe == nullptr) throw std::runtime_error(std::string("no probe is called ") + name);
   const Detacher detacher;
   for (int i = 0; i < count; ++i) {

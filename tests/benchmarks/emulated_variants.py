@@ -16,8 +16,12 @@ SOURCE = Path(__file__).resolve().parent / "emulated_variants.cpp"
 MACHINE = [name for name in build.PLAIN if "bindings" not in name]
 
 
-def compile_variants(folder: Path) -> Path:
+def compile_variants(folder: Path, *definitions: str) -> Path:
     """Return a library with the C interface of one for a GPU.
+
+    Args:
+        folder: Where it is built.
+        definitions: ``OCNET_BACKWARD`` for the variants of the backward kernels.
 
     Raises:
         UnavailableError: A tool is missing.
@@ -27,7 +31,8 @@ def compile_variants(folder: Path) -> Path:
     compiler = build.find_compiler()[0]
     target, library = folder / "variants.o", folder / "variants.so"
     includes = [f"-I{path}" for path in (build.ROOT / "csrc", build.HERE, HOPPER)]
-    _run(compiler, *build.FLAGS, *build.INSTRUMENT, *includes, "-c", SOURCE, "-o", target)
+    defined = [f"-D{name}" for name in definitions]
+    _run(compiler, *build.FLAGS, *build.INSTRUMENT, *defined, *includes, "-c", SOURCE, "-o", target)
     _run(compiler, "-shared", *objects, target, "-ldl", "-o", library)
     return library
 

@@ -45,7 +45,7 @@ def emulated(tmp_path_factory: pytest.TempPathFactory) -> Emulated:
 @pytest.mark.native
 @pytest.mark.parametrize("rung", SMALL_RUNGS, ids=lambda rung: rung.name)
 def test_rungs_are_right_in_the_emulator(emulated: Emulated, rung: ladder.Rung) -> None:
-    (row,) = ladder.climb(emulated, [dataclasses.replace(rung, runs=1)])
+    (row,) = ladder.climb(emulated, [dataclasses.replace(rung, runs=1)], ladder.check)
     assert row["state"] == "ok", row["reason"]
     assert row["rung"] in ladder.line(row)
 
@@ -58,7 +58,7 @@ def test_of_large_maps_some_rows_are_checked(
     monkeypatch.setattr(ladder, "_SMALL", 599)
     asked = []
     monkeypatch.setattr(ladder, "expect", lambda *call: asked.append(call[2]) or expect(*call))
-    (row,) = ladder.climb(emulated, [rung])
+    (row,) = ladder.climb(emulated, [rung], ladder.check)
     assert row["state"] == "ok", row["reason"]
     assert len(asked[0]) == 192
     assert {0, 63, 536, 599} <= {*asked[0]}
@@ -203,7 +203,7 @@ def test_wrong_places_are_named(place, told) -> None:
     def spoil(out, residual, lse) -> None:
         out[place] ^= 0x0100
 
-    (row,) = ladder.climb(Wrong(spoil, 0), [RUNG])
+    (row,) = ladder.climb(Wrong(spoil, 0), [RUNG], ladder.check)
     assert row["state"] == "wrong"
     assert told in row["reason"]
     assert told in ladder.line(row)
@@ -213,7 +213,7 @@ def test_results_that_were_not_written_are_wrong() -> None:
     def spoil(out, residual, lse) -> None:
         lse[0, 100:] = np.nan
 
-    (row,) = ladder.climb(Wrong(spoil, 0), [RUNG])
+    (row,) = ladder.climb(Wrong(spoil, 0), [RUNG], ladder.check)
     assert "lse: 21.9% wrong, 28 not finite" in row["reason"]
 
 
@@ -221,7 +221,7 @@ def test_results_that_move_are_told() -> None:
     def spoil(out, residual, lse) -> None:
         out[0, 5, 5] ^= 1
 
-    (row,) = ladder.climb(Wrong(spoil, 1), [dataclasses.replace(RUNG, runs=3)])
+    (row,) = ladder.climb(Wrong(spoil, 1), [dataclasses.replace(RUNG, runs=3)], ladder.check)
     assert row["state"] == "moves"
     assert "run 2 are others than those of run 1" in row["reason"]
 
@@ -233,7 +233,7 @@ def test_a_rung_that_hangs_does_not_stop_the_others() -> None:
             if self._right < 0:
                 raise ProbeError(f"{name}: not done after 20 s")
 
-    rows = list(ladder.climb(Hanging(lambda *_: None, 1), [RUNG, RUNG, RUNG]))
+    rows = list(ladder.climb(Hanging(lambda *_: None, 1), [RUNG, RUNG, RUNG], ladder.check))
     assert [row["state"] for row in rows] == ["ok", "failed", "failed"]
     assert "not done after 20 s" in ladder.line(rows[1])
 
