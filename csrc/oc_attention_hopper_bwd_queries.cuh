@@ -7,7 +7,7 @@
 // keys and values stream.
 #pragma once
 
-#include "oc_attention_hopper_bwd.cuh"
+#include "oc_attention_hopper_bwd_consumer.cuh"
 
 namespace ocnet {
 

@@ -7,7 +7,7 @@
 // serves twice as many owned ones.
 #pragma once
 
-#include "oc_attention_hopper_bwd.cuh"
+#include "oc_attention_hopper_bwd_consumer.cuh"
 
 namespace ocnet {
 
@@ -105,7 +105,7 @@ class HopperBwdWide : HopperBwdConsumer<Tile> {
     ptx::hold_registers(flat(as_query));
     release<Tile::kCluster>(this->buffers.values(this->step));
     Weights weights;
-    weigh_scores(weights, scores, as_query, valid);
+    weigh_scores(weights, scores, as_query);
     const HopperBuffer grads = this->buffers.grads(this->step);
     this->wait(grads, this->step);
     const uint32_t own = ptx::opaque(this->own_rows());
@@ -123,16 +123,15 @@ class HopperBwdWide : HopperBwdConsumer<Tile> {
     release<Tile::kCluster>(grads);
     const auto weight = [&](int n, int i) {
       if constexpr (kKeepsScores) return scores[n][i];
-      const uint32_t pair = weights[n / 2][n % 2 * 2 + i / 2];
-      return to_accumulator(scalar_t{static_cast<uint16_t>(pair >> i % 2 * 16)});
+      return unpack_weight<scalar_t>(weights[n / 2][n % 2 * 2 + i / 2], i);
     };
     add_as_key(as_query, as_key, weight, valid);
     pack_weights<scalar_t>(gradients, as_query);
   }
 
-  // P' of the scores, and P (dO_I V_J^T - delta_I) in the place of the second product.
-  OCNET_DEVICE void weigh_scores(Weights& weights, Scores& scores, Scores& as_query,
-                                 int valid) const {
+  // P' of the scores, and P (dO_I V_J^T - delta_I) in the place of the second product. Behind the
+  // last token dO_J is 0, and P' is 1.
+  OCNET_DEVICE void weigh_scores(Weights& weights, Scores& scores, Scores& as_query) const {
     const RowNumbers* const numbers = this->buffers.numbers(this->step);
     OCNET_UNROLL
     for (int n = 0; n < kCols / 8; ++n) {
@@ -146,7 +145,6 @@ class HopperBwdWide : HopperBwdConsumer<Tile> {
         score = ptx::exp2_approx(std::fma(score, this->params.scale_log2, -lse));
       }
     }
-    if (valid < kCols) clear_columns(scores, valid);
     pack_weights<scalar_t>(weights, scores);
   }
 
