@@ -7,6 +7,8 @@ READY := $(VENV)/.ready
 NATIVE := $(wildcard csrc/*.* csrc/*/*.* csrc/*/*/*.*) setup.py tools/native_build.py
 CXX_FILES := $(foreach folder,csrc tests benchmarks,$(foreach end,h cpp cu cuh,'$(folder)/*.$(end)'))
 
+SIDE_BY_SIDE := -n auto --maxprocesses 8 --dist loadfile
+
 .PHONY: install demo test slow lint types format gpu-check gpu-visit doctor clean
 
 install: $(READY)
@@ -14,11 +16,12 @@ install: $(READY)
 demo: $(READY)
 	$(BIN)/ocnet demo
 
+# Files of tests side by side, one for each processor: most of them keep one busy.
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
 
 slow: $(READY)
-	$(BIN)/python -m pytest --slow
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) --slow
 
 lint: $(READY)
 	$(BIN)/ruff check .

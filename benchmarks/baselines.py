@@ -4,21 +4,23 @@
 Those of attention are here, and which table a workload takes.
 """
 
+from dataclasses import replace
+from functools import partial
 from itertools import chain
 
 import torch
 from torch import Tensor
 
 from benchmarks import abn_baselines, gather_baselines, partition_baselines, sdpa_baselines
-from benchmarks.backends import Hopper, Op
+from benchmarks.backends import OURS, Hopper, Op
 from benchmarks.compiled import CompiledFresh, compile_refusal, flex_refusal
 from ocnet.engine.abn_workload import ABNWorkload
 from ocnet.engine.gather_workload import GatherWorkload
 from ocnet.engine.partition_workload import PartitionWorkload
 from ocnet.engine.workload import FORMS as INSTALLED
-from ocnet.engine.workload import Call, Form, Workload
+from ocnet.engine.workload import FORWARD, Call, Form, Workload
 from ocnet.ops import oc_attention
-from ocnet.ops.oc_attention import cuda_backend
+from ocnet.ops.oc_attention import cuda_backend, float8
 from ocnet.ops.oc_attention.autograd import BACKENDS
 from ocnet.ops.oc_attention.problem import Problem
 from ocnet.ops.oc_attention.reference import naive_attention
@@ -40,12 +42,21 @@ def forms_of(workload: Call) -> dict[str, Form]:
 
 def backend_of(form: str, workload: Call) -> str | None:
     """Return the back end that a form of this package takes for a workload; ``None`` for others."""
-    return _OTHERS.get(type(workload), (FORMS, OP))[1].taken(form, workload)
+    op, name = _known_to(form, workload)
+    return op.taken(name, workload)
 
 
 def kernels_of(form: str, workload: Call) -> str | None:
     """Return which kernels a form of this package runs for a workload; ``None`` for others."""
-    return _OTHERS.get(type(workload), (FORMS, OP))[1].kernels(form, workload)
+    op, name = _known_to(form, workload)
+    return op.kernels(name, workload)
+
+
+def _known_to(form: str, workload: Call) -> tuple[Op, str]:
+    """Return the op of a form, and the form's name there."""
+    if form == _FLOAT8.name:
+        return _FLOAT8_OP, _OF_CUDA
+    return _OTHERS.get(type(workload), (FORMS, OP))[1], form
 
 
 def _problem(workload: Workload) -> Problem:
@@ -63,6 +74,16 @@ def _problem(workload: Workload) -> Problem:
 
 OP = Op(
     oc_attention, BACKENDS, _problem, Hopper(cuda_backend._HOPPER, lambda problem: int(problem.S))
+)
+
+_OF_CUDA = f"{OURS}:cuda"
+_IN_8_BITS = partial(oc_attention, fp8=True)
+_FLOAT8_OP = Op(_IN_8_BITS, float8.BACKENDS, _problem)
+_FLOAT8 = replace(
+    next(form for form in _FLOAT8_OP.forms(_HERE) if form.name == _OF_CUDA),
+    name=f"{OURS}:fp8",
+    phases=(FORWARD,),
+    formula=partial(_IN_8_BITS, backend="reference"),
 )
 
 
@@ -84,6 +105,7 @@ FORMS = {
     for form in (
         *INSTALLED.values(),
         *OP.forms(_HERE),
+        _FLOAT8,
         *sdpa_baselines.FORMS.values(),
         Form(
             "compile",

@@ -127,7 +127,8 @@ def rows(cases: Sequence[Case], options: argparse.Namespace) -> Iterator[dict[st
             expected = gate.Expected.of(workload)
             for form in _distinct(_forms(options.forms, workload), workload):
                 verdict, status, reason = _judge(form, workload, expected)
-                for measurement in _measure(form, workload, options.phases, quick, status, reason):
+                phases = [phase for phase in options.phases if phase in form.phases]
+                for measurement in _measure(form, workload, phases, quick, status, reason):
                     yield _row(case, measurement, verdict, rates[workload.dtype])
 
 

@@ -10,6 +10,7 @@
 
 #include "oc_attention_hopper_bwd.h"
 #include "oc_attention_hopper_bwd_launch.cuh"
+#include "oc_attention_hopper_bwd_wide.cuh"
 #include "oc_attention_host.h"
 
 namespace ocnet {
@@ -104,15 +105,25 @@ struct Launches {
   }
 };
 
+template <typename scalar_t, int kChannels, int kValues, HopperSource kSource>
+void run_both(const Launches<scalar_t>& launches) {
+  if constexpr (kSource == HopperSource::kTokenMajor && kChannels <= 128 && kValues <= 128) {
+    using Tile = HopperBwdWideTile<scalar_t, kChannels, kValues>;
+    launches.keys(&oc_attention_hopper_bwd_wide_kernel<Tile>);
+  } else {
+    using Tile = HopperBwdTile<scalar_t, kChannels, kValues, HopperRole::kBoth, kSource>;
+    launches.keys(&oc_attention_hopper_bwd_kernel<Tile>);
+  }
+}
+
 template <typename scalar_t, int kChannels, int kValues, int kQueryCols, HopperSource kSource>
 void run_tile(const Launches<scalar_t>& launches, const BackwardTensors& wanted) {
-  using Both = HopperBwdTile<scalar_t, kChannels, kValues, HopperRole::kBoth, kSource>;
   using Keys = HopperBwdTile<scalar_t, kChannels, kValues, HopperRole::kKeys, kSource>;
   using Queries = HopperQueryTile<scalar_t, kChannels, kValues, kQueryCols, kSource>;
   launches.numbers();
   const bool as_query = wanted.grad_query.has_value();
   if (as_query && !wanted.key.has_value()) {
-    launches.keys(&oc_attention_hopper_bwd_kernel<Both>);
+    run_both<scalar_t, kChannels, kValues, kSource>(launches);
     return;
   }
   if (wanted.grad_key.has_value() || wanted.grad_value.has_value()) {

@@ -3,12 +3,9 @@
 // headers.
 #pragma once
 
-#include "common/launch.cuh"
 #include "common/math.h"
-#include "common/ptx/dependent_launch.cuh"
 #include "oc_attention_hopper_bwd_copies.cuh"
-#include "oc_attention_hopper_tile.h"
-#include "oc_attention_hopper_work.h"
+#include "oc_attention_hopper_cuts.cuh"
 
 namespace ocnet {
 
@@ -59,25 +56,20 @@ constexpr int kBwdCombineThreads = 256;
 constexpr int kBwdCombineRows = kBwdCombineThreads / device::kWarpThreads;  // a warp for each
 
 // Both gradients of the tiles that were cut, whose parts are added in the order of the streamed
-// rows. Grid: (plan.workers - 1) x (tile_rows / kBwdCombineRows), as the forward's.
+// rows.
 template <typename scalar_t>
 OCNET_KERNEL(kBwdCombineThreads, 4)
 oc_attention_hopper_bwd_combine_kernel(
     OCNET_GRID_CONSTANT HopperBwdCombineParams<scalar_t> params) {
-  ptx::wait_for_earlier_launches();
-  const int blocks = params.tile_rows / kBwdCombineRows;
-  const auto block = static_cast<int>(device::block_index());
-  TileParts tile;
-  if (!cut_tile(params.plan, block / blocks + 1, tile)) return;
-  const int row = block % blocks * kBwdCombineRows + device::warp_index();
-  const WorkPlace place = locate_work(params.work, tile.tile);
-  const int token = place.block * params.tile_rows + row;
+  CutRow found;
+  if (!find_cut_row<kBwdCombineRows>(params.plan, params.work, params.tile_rows, found)) return;
+  const int token = found.place.block * params.tile_rows + found.row;
   const auto parts = hopper_bwd_part(params.parts, params.tile_rows, params.channels, 0);
   OCNET_UNROLL
   for (int which = 0; which < 2; ++which) {
     const HopperGradient<scalar_t>& gradient = params.gradients[which];
-    combine_gradient_row(gradient, place.image, token, tile.workers, [&](int i) {
-      return parts.image(tile.part(i)).at(row, params.first_channels[which]);
+    combine_gradient_row(gradient, found.place.image, token, found.parts.workers, [&](int i) {
+      return parts.image(found.parts.part(i)).at(found.row, params.first_channels[which]);
     });
   }
 }
@@ -85,11 +77,8 @@ oc_attention_hopper_bwd_combine_kernel(
 template <typename scalar_t, typename Launch>
 void launch_oc_attention_hopper_bwd_combine(const HopperBwdCombineParams<scalar_t>& params,
                                             const Launch& launch) {
-  if (params.plan.steps == 0 || params.plan.workers < 2) return;
-  const int64_t blocks = int64_t{params.plan.workers - 1} * (params.tile_rows / kBwdCombineRows);
-  Grid grid{blocks, kBwdCombineThreads};
-  grid.programmatic = true;
-  launch(oc_attention_hopper_bwd_combine_kernel<scalar_t>, grid, params);
+  launch_on_cuts<kBwdCombineRows>(&oc_attention_hopper_bwd_combine_kernel<scalar_t>, params,
+                                  launch);
 }
 
 }  // namespace ocnet

@@ -18,11 +18,11 @@
 
 namespace ocnet {
 
-// Boxes of whole tiles, of a block's half of a tile, and of a tile's numbers.
+// Boxes of whole tiles and their numbers; of a block's half of a tile, and the numbers of all of
+// it.
 struct HopperBwdMaps {
-  TensorMap own_tokens, own_values, own_grads;
-  TensorMap tokens, values, grads;
-  TensorMap numbers;
+  TensorMap own_tokens, own_values, own_grads, own_numbers;
+  TensorMap tokens, values, grads, numbers;
 };
 struct NoMaps {};
 
@@ -68,15 +68,18 @@ struct HopperBwdBuffers {
   OCNET_DEVICE HopperBwdBuffers()
       : base(ptx::shared_address(device::shared_memory<unsigned char>())) {}
   OCNET_DEVICE HopperBuffer own() const { return at(Tile::kOwnTokens, 0); }
-  OCNET_DEVICE HopperBuffer values() const { return at(Tile::kValuesAt, 1); }
   // Of a step, which are used in turn.
   OCNET_DEVICE HopperBuffer tokens(int step) const {
     const int stage = step % Tile::kStages;
-    return at(Tile::kTokens + stage * Tile::kTokenBytes, 2 + 2 * stage);
+    return at(Tile::kTokens + stage * Tile::kTokenBytes, 1 + 3 * stage);
   }
   OCNET_DEVICE HopperBuffer grads(int step) const {
     const int stage = step % Tile::kStages;
-    return at(Tile::kGrads + stage * Tile::kValueBytes, 3 + 2 * stage);
+    return at(Tile::kGrads + stage * Tile::kValueBytes, 2 + 3 * stage);
+  }
+  OCNET_DEVICE HopperBuffer values(int step) const {
+    const int stage = step % Tile::kStages;
+    return at(Tile::kValuesAt + stage * Tile::kValueBytes, 3 + 3 * stage);
   }
   OCNET_DEVICE static uint32_t parity(int step) { return step / Tile::kStages % 2; }
   OCNET_DEVICE uint32_t own_values() const { return base + Tile::kOwnValues; }
@@ -86,7 +89,7 @@ struct HopperBwdBuffers {
     return numbers_at(numbers_start(step));
   }
   OCNET_DEVICE static int numbers_start(int step) {
-    return Tile::kNumbers + step % Tile::kStages * Tile::kNumberBytes;
+    return Tile::kNumbers + step % Tile::kStages * Tile::kColNumberBytes;
   }
   // As HopperBuffers::task; full and empty as the block's own rows are.
   OCNET_DEVICE static HopperTask& task(uint32_t job_parity) {
@@ -115,8 +118,8 @@ OCNET_DEVICE void prepare_barriers(const HopperBwdBuffers<Tile>& buffers) {
     ptx::mbarrier_init(buffer.empty, readers);
   };
   prepare(buffers.own(), 2 * kWarps);
-  prepare(buffers.values(), kWarps * Tile::kCluster);
   for (int stage = 0; stage < Tile::kStages; ++stage) {
+    prepare(buffers.values(stage), Tile::kValueReaders * kWarps * Tile::kCluster);
     prepare(buffers.tokens(stage), 2 * kWarps * Tile::kCluster);
     prepare(buffers.grads(stage), 2 * kWarps * Tile::kCluster);
   }
@@ -156,8 +159,8 @@ OCNET_DEVICE void produce_bwd(const HopperBwdParams<Tile>& params, int worker, C
     for (int i = 0; i < task.steps; ++i, ++step) {
       const uint32_t parity = buffers.parity(step);
       if constexpr (Tile::kAsQuery) {
-        room(buffers.values(), parity);
-        copies.values(buffers.values(), tiles.tile);
+        room(buffers.values(step), parity);
+        copies.values(buffers.values(step), tiles.tile);
       }
       if (i == 0) {
         room(buffers.own(), job_parity);
@@ -189,12 +192,13 @@ class EngineBwdCopies {
   OCNET_DEVICE void own(const HopperBwdBuffers<Tile>& buffers, int first_tile) const {
     const uint32_t full = buffers.own().full;
     const int tile = first_tile + rank_;
-    ptx::mbarrier_arrive_expect(full, Tile::kOwnBytes + (Tile::kAsQuery ? Tile::kNumberBytes : 0));
+    ptx::mbarrier_arrive_expect(full,
+                                Tile::kOwnBytes + (Tile::kAsQuery ? Tile::kOwnNumberBytes : 0));
     whole<Tile::kChannels>(buffers.own().data, maps_.own_tokens, full, tile);
     whole<Tile::kValues>(buffers.own_values(), maps_.own_values, full, tile);
     if constexpr (Tile::kAsQuery) {
       whole<Tile::kValues>(buffers.own_grads(), maps_.own_grads, full, tile);
-      numbers(buffers.base + Tile::kOwnNumbers, full, tile);
+      numbers(buffers.base + Tile::kOwnNumbers, maps_.own_numbers, full, tile * Tile::kRows);
     }
   }
   OCNET_DEVICE void values(const HopperBuffer& to, int tile) const {
@@ -203,9 +207,10 @@ class EngineBwdCopies {
   }
   // A tile's numbers go with its tokens.
   OCNET_DEVICE void tokens(const HopperBuffer& to, int numbers_start, int tile) const {
-    ptx::mbarrier_arrive_expect(to.full, Tile::kTokenBytes + Tile::kNumberBytes);
+    ptx::mbarrier_arrive_expect(to.full, Tile::kTokenBytes + Tile::kColNumberBytes);
     load_half<Tile, Tile::kChannels>(to, maps_.tokens, tile * Tile::kCols, image_, rank_);
-    numbers(HopperBwdBuffers<Tile>().base + numbers_start, to.full, tile);
+    numbers(HopperBwdBuffers<Tile>().base + numbers_start, maps_.numbers, to.full,
+            tile * Tile::kCols);
   }
   OCNET_DEVICE void grads(const HopperBuffer& to, int tile) const {
     ptx::mbarrier_arrive_expect(to.full, Tile::kValueBytes);
@@ -222,8 +227,8 @@ class EngineBwdCopies {
                        {line * Tile::kLine, tile * Tile::kRows, image_});
     }
   }
-  OCNET_DEVICE void numbers(uint32_t to, uint32_t full, int tile) const {
-    ptx::tensor_load(to, maps_.numbers, full, {0, tile, image_});
+  OCNET_DEVICE void numbers(uint32_t to, const TensorMap& map, uint32_t full, int token) const {
+    ptx::tensor_load(to, map, full, {2 * token, image_});
   }
 
   const HopperBwdMaps& maps_;
@@ -317,8 +322,8 @@ class ThreadBwdCopies : public ThreadBwdCopier<Tile> {
     take<Tile::kValues>(to, this->from().values, tile);
   }
   OCNET_DEVICE void tokens(const HopperBuffer& to, int numbers_start, int tile) {
-    this->numbers(HopperBwdBuffers<Tile>().base + numbers_start, kRows, this->family_->streamed,
-                  tile * Tile::kCols);
+    this->numbers(HopperBwdBuffers<Tile>().base + numbers_start, Tile::kCols,
+                  this->family_->streamed, tile * Tile::kCols);
     take<Tile::kChannels>(to, this->from().tokens, tile);
   }
   OCNET_DEVICE void grads(const HopperBuffer& to, int tile) {

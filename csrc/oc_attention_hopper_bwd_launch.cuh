@@ -122,22 +122,19 @@ void launch_hopper_bwd_numbers(const HopperBwdSlice<scalar_t>& slice, const Laun
   launch_oc_attention_bwd_delta(params, launch);
 }
 
-// Rows are the numbers of a tile's tokens.
+// Of the numbers of so many tokens; behind the last one they are 0.
 template <typename scalar_t>
-TensorMap number_map(const char* function, const HopperBwdMatrices<scalar_t>& from, int rows) {
-  constexpr uint32_t kRow = kHopperBwdRows * sizeof(RowNumbers) / sizeof(float);
+TensorMap number_map(const char* function, const HopperBwdMatrices<scalar_t>& from, int tokens) {
+  constexpr int kWords = sizeof(RowNumbers) / sizeof(float);
   TensorMapRequest request;
   request.data = from.numbers;
   request.element = MapElement::kFloat32;
-  request.rank = 3;
-  request.sizes[0] = kRow;
-  request.sizes[1] = static_cast<uint64_t>(from.pitch / kHopperBwdRows);
-  request.sizes[2] = static_cast<uint64_t>(from.images);
-  request.stride_bytes[1] = kRow * sizeof(float);
-  request.stride_bytes[2] = static_cast<uint64_t>(from.pitch) * sizeof(RowNumbers);
-  request.box[0] = kRow;
-  request.box[1] = static_cast<uint32_t>(rows);
-  request.box[2] = 1;
+  request.rank = 2;
+  request.sizes[0] = static_cast<uint64_t>(from.pitch) * kWords;
+  request.sizes[1] = static_cast<uint64_t>(from.images);
+  request.stride_bytes[1] = static_cast<uint64_t>(from.pitch) * sizeof(RowNumbers);
+  request.box[0] = static_cast<uint32_t>(tokens * kWords);
+  request.box[1] = 1;
   return cached_tensor_map(function, request);
 }
 
@@ -198,10 +195,11 @@ void describe_pass(HopperBwdParams<Tile>& params,
     params.maps = {map(matrices.own_tokens, Tile::kRows),
                    owns_keys ? map(matrices.own_values, Tile::kRows) : TensorMap{},
                    map(matrices.own_grads, Tile::kRows),
+                   number_map(function, from, Tile::kRows),
                    map(matrices.tokens, kPart),
                    map(matrices.values, kPart),
                    map(matrices.grads, kPart),
-                   number_map(function, from, owns_keys ? 1 : Tile::kRows / kHopperBwdRows)};
+                   number_map(function, from, Tile::kCols)};
   }
 }
 

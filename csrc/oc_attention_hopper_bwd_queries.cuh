@@ -7,7 +7,7 @@
 // keys and values stream.
 #pragma once
 
-#include "oc_attention_hopper_bwd.cuh"
+#include "oc_attention_hopper_bwd_consumer.cuh"
 
 namespace ocnet {
 
@@ -60,8 +60,7 @@ class EngineQueryCopies {
     ptx::mbarrier_arrive_expect(to.full, Tile::kQueryBytes);
     whole<Tile::kChannels>(to.data, maps_.own_tokens, to.full, token);
     whole<Tile::kValues>(to.data + Tile::kOwnGrads, maps_.own_grads, to.full, token);
-    ptx::tensor_load(to.data + Tile::kOwnNumbers, maps_.numbers, to.full,
-                     {0, token / kHopperBwdRows, image_});
+    ptx::tensor_load(to.data + Tile::kOwnNumbers, maps_.own_numbers, to.full, {2 * token, image_});
   }
   OCNET_DEVICE void keys(const HopperBuffer& to, int first_token) const {
     ptx::mbarrier_arrive_expect(to.full, Tile::kKeyBytes);

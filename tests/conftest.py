@@ -18,6 +18,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--require-gpu", action="store_true", help="fail where a GPU is missing")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Leave the other processes of pytest-xdist their share of the processors."""
+    count = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    torch.set_num_threads(max(1, torch.get_num_threads() // count))
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     skips: dict[str, str] = {}
     if not config.getoption("--slow"):

@@ -28,13 +28,15 @@ ALONE = (
     "oc_attention_hopper_split_fwd",
     "oc_attention_hopper_fp8_fwd",
     "oc_attention_hopper_bwd_kernel",
+    "oc_attention_hopper_bwd_wide",
     "oc_attention_hopper_bwd_query",
 )
 HOPPER = ALONE[2:]
 # Attention, forward: 3 tiles for each 16-bit dtype and TF32, 2 for strict fp32; backward: 3 for each
 # 16-bit dtype, 2 for the others. On Hopper's own instructions: 10 tiles for each 16-bit dtype; 5 for
 # strict fp32, in parts that are cut first; in 8 bits 4 for each dtype of the maps; backward, 4 tiles
-# and 2 for groups for each 16-bit dtype, of keys with and without the role of queries, and of queries.
+# and 2 for groups for each 16-bit dtype, of keys with and without the role of queries (2 of these have a
+# kernel of their own), and of queries.
 # Gathering: 3 dtypes on tensor cores, each in 3 sizes where regions are held in registers. Parts are
 # combined in each dtype that is stored; threads multiply what tensor cores do not. Activated batch
 # norm: each dtype, and twice where channels stay on chip: planes are
@@ -60,7 +62,8 @@ KERNELS = {
     "oc_attention_fp8_values_kernel": 2,
     "oc_attention_combine_kernel": 3,
     "oc_attention_hopper_combine_kernel": 3,
-    "oc_attention_hopper_bwd_kernel": 24,
+    "oc_attention_hopper_bwd_kernel": 20,
+    "oc_attention_hopper_bwd_wide_kernel": 4,
     "oc_attention_hopper_bwd_query_kernel": 12,
     "oc_attention_hopper_bwd_combine_kernel": 2,
     "oc_attention_bwd_combine_kernel": 3,

@@ -18,10 +18,10 @@ NAME = "oc_attention_hopper_bwd"
 CUBIN = f"{NAME}.sm_90a.cubin"
 REGISTERS = 232  # of a consumer
 AT_ENTRY = 168  # 384 threads share the file
-# Dtype, kind, channels, values, role or columns, and who brings tiles, where there is a choice.
+# Dtype, kind, channels, values; role or columns, and who brings tiles, where there is a choice.
 TILE = re.compile(
-    r"Hopper(Bwd|Query)TileINS_\d+(\w+?)ELi(\d+)ELi(\d+)EL(?:NS_10HopperRoleE|i)(\d+)"
-    r"(?:ELNS_12HopperSourceE(\d))?E"
+    r"Hopper(Bwd|BwdWide|Query)TileINS_\d+(\w+?)ELi(\d+)ELi(\d+)E"
+    r"(?:L(?:NS_10HopperRoleE|i)(\d+))?(?:ELNS_12HopperSourceE(\d))?E"
 )
 
 
@@ -37,24 +37,31 @@ class Tile(NamedTuple):
         """Of 16 channels or columns. The first step and the last sums are by themselves."""
         scores = {
             "both": self.channels + 2 * self.values,
+            "wide": self.channels + 2 * self.values,
             "keys": self.channels + self.values,
             "queries": self.channels + self.values,
         }
-        sums = {"both": 2, "keys": 2, "queries": 1}
+        sums = {"both": 2, "wide": 2, "keys": 2, "queries": 1}
         return 2 * (scores[self.role] + sums[self.role] * self.cols) // 16
 
     @property
     def waits(self) -> int:
-        """A first one, those of a step, a last one: of both consumers, or of the only one."""
-        return {"both": 4 + 4, "keys": 4 + 3, "queries": 4}[self.role]
+        """Those of a first step, of a step, a last one: of both consumers, or of the only one."""
+        return {"both": 4 + 4, "wide": 5, "keys": 4 + 3, "queries": 4}[self.role]
 
 
-ROOMS = [(64, 64, 64), (128, 128, 64), (128, 256, 64), (256, 256, 48)]
+# Columns, by channels and values.
+COLS = {
+    "wide": {(64, 64): 64, (128, 128): 48},
+    "both": {(128, 256): 64, (256, 256): 64},
+    "keys": dict.fromkeys([(64, 64), (128, 128), (128, 256), (256, 256)], 64),
+    "queries": {(64, 64): 64, (128, 128): 64, (128, 256): 64, (256, 256): 48},
+}
 TILES = {
-    Tile(dtype, role, channels, values, cols if role == "queries" else 64)
+    Tile(dtype, role, *room, cols)
     for dtype in ("BFloat16", "Float16")
-    for role in ("both", "keys", "queries")
-    for channels, values, cols in ROOMS
+    for role, rooms in COLS.items()
+    for room, cols in rooms.items()
 }
 
 
@@ -64,9 +71,10 @@ def tile_of(name: str) -> Tile | None:
     if found is None or found[6] not in (None, "0"):
         return None
     kind, dtype, channels, values, last, _ = found.groups()
-    role = "queries" if kind == "Query" else ("both", "keys")[int(last)]
-    cols = int(last) if kind == "Query" else 64
-    return Tile(dtype, role, int(channels), int(values), cols)
+    other = {"BwdWide": "wide", "Query": "queries"}
+    role = ("both", "keys")[int(last)] if kind == "Bwd" else other[kind]
+    room = int(channels), int(values)
+    return Tile(dtype, role, *room, int(last) if kind == "Query" else COLS[role][room])
 
 
 @pytest.fixture(scope="module")
@@ -173,6 +181,8 @@ def test_the_reader_of_names() -> None:
     assert tile_of(f"{MANGLED}{role}EEEvT_") == Tile("BFloat16", "both", 128, 256, 64)
     assert tile_of(f"{MANGLED}{role}LNS_12HopperSourceE0EEE") == tile_of(f"{MANGLED}{role}EE")
     assert tile_of(f"{MANGLED}{role}LNS_12HopperSourceE2EEE") is None
+    wide = MANGLED.replace("13HopperBwdTile", "17HopperBwdWideTile").replace("Li256", "Li128")
+    assert tile_of(f"{wide}EEvT_") == Tile("BFloat16", "wide", 128, 128, 48)
     query = MANGLED.replace("13HopperBwdTile", "15HopperQueryTile")
     assert tile_of(f"{query}Li48EEEEvT_") == Tile("BFloat16", "queries", 128, 256, 48)
     assert tile_of("_ZN5ocnet38oc_attention_hopper_bwd_combine_kernelINS_7Float16EEE") is None

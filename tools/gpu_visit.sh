@@ -112,7 +112,7 @@ rows() {
 }
 benchmarks() {
   rows --phases forward --cases $dense \
-    --forms fused fused:hopper fused:portable sdpa:flash sdpa:cudnn sdpa:efficient sdpa naive published
+    --forms fused fused:hopper fused:fp8 fused:portable sdpa:flash sdpa:cudnn sdpa:efficient sdpa naive published
 }
 # What has to be compiled, or is slow.
 peers() { rows --phases forward --cases base-97-n4 pyramid-97-n4 --forms flex compile sdpa:math; }

@@ -60,8 +60,8 @@ EXPERIMENTS = (
     other("128/256: blocks alone", SHIPPED_ASP, cluster=1),
     other("128/256: weights handed over", SHIPPED_ASP, hands_weights=1),
     other("128/256: scores first", SHIPPED_ASP, scores_first=1),
-    Experiment("128/128: shipped", replace(SHIPPED, channels=128, values=128)),
-    Experiment("64/64: shipped", replace(SHIPPED, channels=64, values=64)),
+    Experiment("128/128: 64 rows", replace(SHIPPED, channels=128, values=128)),
+    Experiment("64/64: 64 rows", replace(SHIPPED, channels=64, values=64)),
     *(_separate(kind, *room) for kind in ("keys", "queries") for room in _NARROW),
 )
 

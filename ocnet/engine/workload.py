@@ -296,6 +296,9 @@ class Form:
         provider: Module with a ``FORMS`` table that has this form, for the fresh process to import.
         prepare: Makes of the op's tensors those that ``compute`` takes, untimed and before each call:
             a copy of one that is overwritten, for example.
+        phases: Those it has; a form that has no :data:`BACKWARD` has no gradients.
+        formula: The plain formula with the roundings of the form, whose errors say how large those of
+            the form may be; ``None`` for that of the op.
     """
 
     name: str
@@ -304,6 +307,8 @@ class Form:
     builds_matrix: Callable[[Any], bool] = _never
     provider: str = "ocnet.engine.workload"
     prepare: Callable[..., Sequence[Tensor]] = _as_they_are
+    phases: tuple[str, ...] = PHASES
+    formula: Callable[..., Tensor | Sequence[Tensor]] | None = None
 
     def run(self, call: Call, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Compute the outputs of a call on prepared tensors."""

@@ -225,6 +225,22 @@ def test_wrong_forms_do_not_pass_the_gate(attention: Any, worst: str | None) -> 
     assert worst is None or verdict.worst == worst
 
 
+def test_a_form_of_8_bits_is_measured_by_its_own_formula() -> None:
+    """Whose errors are larger, and which has no gradients."""
+    form = baselines.FORMS["fused:fp8"]
+    workload = dataclasses.replace(SMALL, dtype="bfloat16")
+    expected = gate.Expected.of(workload)
+    right = dataclasses.replace(form, compute=form.formula)
+    verdict = gate.check(right, expected)
+    assert verdict.ok
+    assert verdict.worst == "out"
+    assert verdict.bound > expected.bounds["out"]
+    wrong = dataclasses.replace(form, compute=lambda *maps: 1.2 * right.compute(*maps))
+    assert not gate.check(wrong, expected).ok
+    assert baselines.backend_of(form.name, SMALL) is None
+    assert "CUDA tensors" in form.refuses(workload)
+
+
 def test_forms_refuse_with_a_sentence() -> None:
     forms = baselines.FORMS
     assert "CPU" in forms["flex"].refuses(SMALL)
@@ -302,6 +318,7 @@ def test_every_form_can_be_asked_for_by_name() -> None:
         "fused:hopper",
         "fused:portable",
         *(f"fused:{name}" for name in BACKENDS.names),
+        "fused:fp8",
         "inplace",
     ]
 
@@ -367,6 +384,7 @@ def test_rows_and_table(
 ) -> None:
     planted = {"fused": Form("fused", off_in_scale), "naive": baselines.FORMS["naive"]}
     planted["flex"] = baselines.FORMS["flex"]
+    planted["fused:fp8"] = baselines.FORMS["fused:fp8"]  # has neither phase
     monkeypatch.setattr(baselines, "FORMS", planted)
     # Without fresh processes, whose start is what takes time here.
     monkeypatch.setattr(run, "run_jobs", lambda jobs: (job.run() for job in jobs))

@@ -64,10 +64,12 @@ def tiles_of(emulator: Any) -> list[tuple[str, int, int]]:
     """Role, channels and values of the tile of each launch that has one, in their order."""
     found = []
     for launch in emulator.launches():
-        tile = re.search(r"Hopper(Bwd|Query)Tile<ocnet::\w+, (\d+), (\d+)(.*)", launch.kernel)
+        tile = re.search(
+            r"Hopper(Bwd|BwdWide|Query)Tile<ocnet::\w+, (\d+), (\d+)(.*)", launch.kernel
+        )
         if tile is not None:
             kind, channels, values, rest = tile.groups()
-            both = re.match(r", \(ocnet::HopperRole\)0", rest)
+            both = kind == "BwdWide" or re.match(r", \(ocnet::HopperRole\)0", rest)
             role = "queries" if kind == "Query" else "both" if both else "keys"
             found.append((role, int(channels), int(values)))
     return found

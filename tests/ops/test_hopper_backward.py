@@ -61,10 +61,19 @@ def test_the_first_tile_that_is_wide_enough(hopper_backward, emulator, e, ev, ti
     assert tiles_of(emulator) == [("keys", *tile), ("queries", *tile)]
 
 
-@pytest.mark.parametrize("tokens", [1, 63, 64, 65, 127, 128, 129, 200])
-def test_shared_tokens_that_end_anywhere(hopper_backward: Backward, tokens: int) -> None:
+# Tokens, channels and values. A block owns 64 tokens, or 128 of at most 128 channels and values;
+# 64 stream past in a step, or 48 where 128 of more than 64 channels are owned.
+SHARED = [
+    *((tokens, 16, 136) for tokens in (1, 63, 64, 65, 127, 128, 129, 200)),
+    *((tokens, 16, 24) for tokens in (1, 63, 64, 65, 127, 128, 129, 255, 256, 257)),
+    *((tokens, 16, 72) for tokens in (1, 47, 48, 49, 95, 96, 97)),
+]
+
+
+@pytest.mark.parametrize(("tokens", "channels", "values"), SHARED)
+def test_shared_tokens_that_end_anywhere(hopper_backward, tokens, channels, values) -> None:
     """In a warp, in a step, between the blocks of a cluster and between clusters."""
-    call = make_call("float16", 1, tokens, None, 16, 24)
+    call = make_call("float16", 1, tokens, None, channels, values)
     assert_near(call, hopper_backward(call), "float16")
 
 

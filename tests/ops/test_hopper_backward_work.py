@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """How the backward kernels on Hopper's own instructions share their work: workers, and cut tiles.
 
-A worker has two multiprocessors. It owns 128 shared tokens or keys of a tile, or 256 queries; a step
-streams 64 tokens past them.
+A worker has two multiprocessors. It owns 128 keys or shared tokens of a tile, or 256 queries, or 256
+shared tokens of at most 128 channels; a step streams 64 tokens past them, or 48 if they are more than 64.
 """
 
 import itertools
@@ -52,22 +52,17 @@ def assert_near_whole(call: Call, split: dict[str, Tensor], whole: dict[str, Ten
         assert (grad.double() - whole[name].double()).abs().max() <= step * largest, name
 
 
-# What is wanted, images, queries, keys (None: shared), workers on the device, and how many tiles are
-# then summed by how many of them.
+# What is wanted, images, queries, keys, workers on the device, and how many tiles are then summed by
+# how many of them.
 CUTS = [
     ("kv", 1, 640, 20, 2, {2: 1}),
     ("kv", 1, 640, 20, 3, {3: 1}),
     ("kv", 1, 650, 20, 66, {11: 1}),  # a worker for every step
     ("kv", 3, 640, 20, 2, {1: 2, 2: 1}),  # fewer workers than tiles
     ("kv", 2, 1024, 20, 3, {2: 2}),
-    ("qv", 1, 390, None, 14, {4: 4}),
     ("q", 1, 20, 640, 2, {2: 1}),
     ("q", 3, 20, 640, 2, {1: 2, 2: 1}),
     ("q", 1, 20, 650, 66, {11: 1}),
-    pytest.param("qv", 1, 390, None, 66, {7: 4}, marks=pytest.mark.slow),
-    pytest.param("v", 1, 390, None, 14, {4: 4}, marks=pytest.mark.slow),
-    pytest.param("qv", 1, 580, None, 4, {1: 2, 2: 3}, marks=pytest.mark.slow),
-    pytest.param("qv", 2, 450, None, 30, {3: 1, 4: 7}, marks=pytest.mark.slow),
 ]
 
 
@@ -75,21 +70,56 @@ CUTS = [
 def test_cut_tiles(
     hopper_backward: Backward, emulator, wanted, images, queries, keys, workers, parts
 ) -> None:
-    owned, streamed = (queries, keys or queries) if wanted == "q" else (keys or queries, queries)
-    tiles, steps = images * -(-owned // (256 if wanted == "q" else 128)), -(-streamed // 64)
+    call = make_call("float16", images, queries, keys, 16, 24)
+    owned, streamed, rows = (queries, keys, 256) if wanted == "q" else (keys, queries, 128)
+    tiles, steps = images * -(-owned // rows), -(-streamed // 64)
     busy = min(workers, tiles * steps)
     assert Counter(parts_of_tiles(tiles, steps, busy)) == parts
-    call = make_call("float16", images, queries, keys, 16, 24)
+    assert_cut(hopper_backward, emulator, call, wanted, workers, busy, rows)
+
+
+# What is wanted, images, tokens, values, workers, steps of a tile; and tiles and their parts, as above.
+SHARED_CUTS = [
+    ("qv", 1, 390, 130, 14, 7, {4: 4}),
+    ("qv", 1, 390, 24, 8, 7, {4: 1, 5: 1}),
+    ("qv", 1, 290, 72, 9, 7, {4: 1, 6: 1}),
+    pytest.param("v", 1, 390, 24, 14, 7, {4: 4}, marks=pytest.mark.slow),
+    pytest.param("qv", 1, 390, 130, 66, 7, {7: 4}, marks=pytest.mark.slow),
+    pytest.param("qv", 1, 390, 24, 66, 7, {7: 2}, marks=pytest.mark.slow),
+    pytest.param("qv", 1, 580, 130, 4, 10, {1: 2, 2: 3}, marks=pytest.mark.slow),
+    pytest.param("qv", 2, 450, 130, 30, 8, {3: 1, 4: 7}, marks=pytest.mark.slow),
+    pytest.param("qv", 2, 450, 24, 30, 8, {6: 1, 8: 3}, marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "images", "tokens", "values", "workers", "steps", "parts"), SHARED_CUTS
+)
+def test_cut_tiles_of_shared_tokens(
+    hopper_backward: Backward, emulator, wanted, images, tokens, values, workers, steps, parts
+) -> None:
+    call = make_call("float16", images, tokens, None, 16, values)
+    rows = 256 if "q" in wanted and values <= 128 else 128
+    tiles = images * -(-tokens // rows)
+    busy = min(workers, tiles * steps)
+    assert Counter(parts_of_tiles(tiles, steps, busy)) == parts
+    assert_cut(hopper_backward, emulator, call, wanted, workers, busy, rows)
+
+
+def assert_cut(
+    backward: Backward, emulator, call: Call, wanted: str, workers: int, busy: int, rows: int
+) -> None:
+    """Among so many workers; right, in any order, and as near as can be to whole tiles."""
     emulator.configure(multiprocessors=2 * workers)
-    split = hopper_backward(call, wanted)
+    split = backward(call, wanted)
     _, main, combine = emulator.launches()
     assert main.blocks == 2 * busy
-    assert combine.blocks == (busy - 1) * (256 if wanted == "q" else 128) // 8
+    assert combine.blocks == (busy - 1) * rows // 8
     assert_near(call, split, "float16")
     emulator.configure(multiprocessors=2 * workers, seed=7)
-    assert_same_bits(hopper_backward(call, wanted, "nchw"), split)
+    assert_same_bits(backward(call, wanted, "nchw"), split)
     emulator.configure(multiprocessors=2)
-    whole = hopper_backward(call, wanted)
+    whole = backward(call, wanted)
     assert not any("combine" in launch.kernel for launch in emulator.launches())
     assert_near_whole(call, split, whole)
 
