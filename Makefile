@@ -9,7 +9,7 @@ CXX_FILES := $(foreach folder,csrc tests benchmarks,$(foreach end,h cpp cu cuh,'
 
 SIDE_BY_SIDE := -n auto --maxprocesses 8 --dist loadfile
 
-.PHONY: install demo test slow lint types format gpu-check gpu-visit doctor clean
+.PHONY: install demo test slow lint types format gpu-check gpu-pack gpu-visit doctor clean
 
 install: $(READY)
 
@@ -48,6 +48,10 @@ gpu-check:
 	$(PYTHON) -m benchmarks.hopper.backward_ladder
 	$(PYTHON) -m pytest -m gpu --require-gpu --ignore tests/emulator
 	$(PYTHON) -m benchmarks.run --device cuda
+
+# What such a machine would compile first, built where there is nvcc: build/gpu.tar.gz.
+gpu-pack: $(READY)
+	PYTHON=$(BIN)/python tools/gpu_pack.sh
 
 # The same in ten minutes, and what the Hopper kernels are asked besides (docs/kernels.md).
 gpu-visit:

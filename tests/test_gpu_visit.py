@@ -11,6 +11,10 @@ from pathlib import Path
 import pytest
 
 SCRIPT = Path(__file__).resolve().parent.parent / "tools" / "gpu_visit.sh"
+PACKED = [
+    "ocnet/_C_cuda.abi3.so",
+    *(f"build/{kind}/digest/library.so" for kind in ("probes", "variants", "backward_variants")),
+]
 # In the place of Python: what it was asked for, and what comes of it.
 STAND_IN = """#!/usr/bin/env bash
 echo "asked: $*"
@@ -89,6 +93,37 @@ def test_both_passes_are_profiled_and_sanitized(visit: Visit, tmp_path: Path) ->
         for program in ("ladder", "backward_ladder"):
             assert re.search(f"--tool {check} .* -m benchmarks.hopper.{program} ", sanitized)
             assert f"{check} of the {program}: 0" in sanitized
+
+
+def test_what_was_built_elsewhere_is_unpacked(tmp_path: Path, visit: Visit) -> None:
+    """But over nothing that is newer."""
+    here, there = tmp_path / "here", tmp_path / "there"
+    for root in (here, there):
+        (root / "ocnet").mkdir(parents=True)
+        shutil.copytree(SCRIPT.parent, root / "tools")
+    for name in PACKED:
+        (here / name).parent.mkdir(parents=True, exist_ok=True)
+        (here / name).write_text(name)
+    pack = here / "build" / "gpu.tar.gz"
+    settings = {**os.environ, "PYTHON": str(tmp_path / "python")}
+    subprocess.run([here / "tools" / "gpu_pack.sh"], env=settings, check=True, capture_output=True)
+    newer = there / PACKED[0]
+    newer.write_text("newer")
+    os.utime(newer, (pack.stat().st_mtime + 60,) * 2)
+    settings |= {"PACK": str(pack), "OUT": str(tmp_path / "out")}
+    script = there / "tools" / SCRIPT.name
+    subprocess.run([script, "steps"], env=settings, check=True, capture_output=True, timeout=60)
+    assert newer.read_text() == "newer"
+    for name in PACKED[1:]:
+        assert (there / name).read_text() == name
+
+
+def test_nothing_is_packed_without_a_library(tmp_path: Path) -> None:
+    shutil.copytree(SCRIPT.parent, tmp_path / "tools")
+    script = tmp_path / "tools" / "gpu_pack.sh"
+    done = subprocess.run([script], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "there is no CUDA library to pack" in done.stderr
 
 
 def test_what_it_asks_of_the_programs_is_there() -> None:

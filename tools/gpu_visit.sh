@@ -7,13 +7,16 @@
 #   tools/gpu_visit.sh ladder experiments   those named
 #
 # PYTHON         an interpreter with torch, numpy and pytest (python3)
-# OUT            folder of what comes back (benchmarks/results/visit): eleven files
+# PACK           what tools/gpu_pack.sh has built elsewhere, if it is there (build/gpu.tar.gz)
+# OUT            folder of what comes back (benchmarks/results/visit): eight files
 # VISIT_SECONDS  after which no stage goes on (560)
 set -u
 cd "$(dirname "$0")/.."
 export PYTHON=${PYTHON:-python3} OUT=${OUT:-benchmarks/results/visit}
 mkdir -p "$OUT" && OUT=$(cd "$OUT" && pwd)
 : >"$OUT/summary.txt"
+pack=${PACK:-build/gpu.tar.gz}
+[[ ! -f $pack ]] || tar -xzf "$pack" --keep-newer-files
 export PYTHONUNBUFFERED=1 PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
 deadline=$((SECONDS + ${VISIT_SECONDS:-560}))
 wanted=" $* "
@@ -88,7 +91,7 @@ primitives() {
 
 ladder() { "$PYTHON" -m benchmarks.hopper.ladder --most 150 --out "$OUT/ladder.jsonl"; }
 ladder_backward() {
-  "$PYTHON" -m benchmarks.hopper.backward_ladder --most 150 --out "$OUT/ladder_backward.jsonl"
+  "$PYTHON" -m benchmarks.hopper.backward_ladder --most 150 --out "$OUT/ladder.jsonl"
 }
 
 hopper_tests() {
@@ -101,8 +104,7 @@ experiments() {
   "$PYTHON" -m benchmarks.hopper.experiments --most 140 --out "$OUT/experiments.jsonl"
 }
 experiments_backward() {
-  "$PYTHON" -m benchmarks.hopper.backward_experiments --most 140 \
-    --out "$OUT/experiments_backward.jsonl"
+  "$PYTHON" -m benchmarks.hopper.backward_experiments --most 140 --out "$OUT/experiments.jsonl"
 }
 
 dense="base-97-n4 base-97-n2 base-97-n8 base-97-n1 base-97-v512-n4 asp-97-n4 whole-129x257 pooled-48-n8 \
@@ -128,13 +130,19 @@ profile() {
     sections+=(--section "$section")
   done
   # Clocks stay as they are: they are not ours to set.
-  profiled() { # FILE KERNEL PROGRAM
-    "$tool" --clock-control none --target-processes all --kernel-name "regex:$2" --launch-count 1 \
-      --print-details all "${sections[@]}" --log-file "$OUT/$1" \
-      "$PYTHON" -m "benchmarks.hopper.$3" --questions shipped --batches 4 --repeats 0
+  profiled() { # KERNEL PROGRAM
+    local log status
+    log=$(mktemp)
+    "$tool" --clock-control none --target-processes all --kernel-name "regex:$1" --launch-count 1 \
+      --print-details all "${sections[@]}" --log-file "$log" \
+      "$PYTHON" -m "benchmarks.hopper.$2" --questions shipped --batches 4 --repeats 0
+    status=$?
+    cat "$log" >>"$OUT/ncu.txt"
+    rm "$log"
+    return "$status"
   }
-  profiled ncu.txt hopper_fwd experiments || failed=1
-  profiled ncu_backward.txt hopper_bwd_kernel backward_experiments || failed=1
+  profiled hopper_fwd experiments || failed=1
+  profiled hopper_bwd_kernel backward_experiments || failed=1
   return "$failed"
 }
 

@@ -28,6 +28,7 @@ SHIPPED = Variant("kBoth", "kTokenMajor", 256, 256)
 SHIPPED_ASP = replace(SHIPPED, channels=128)
 KEYS = replace(SHIPPED, kind="kKeys")
 QUERIES = replace(SHIPPED, kind="kQueries", cols=48)
+WIDE = replace(SHIPPED, kind="kWide", channels=128, values=128, cols=48)
 _NARROW = ((128, 256), (128, 128), (64, 64))
 
 
@@ -60,7 +61,10 @@ EXPERIMENTS = (
     other("128/256: blocks alone", SHIPPED_ASP, cluster=1),
     other("128/256: weights handed over", SHIPPED_ASP, hands_weights=1),
     other("128/256: scores first", SHIPPED_ASP, scores_first=1),
+    Experiment("128/128: shipped", WIDE),
+    other("128/128: blocks alone", WIDE, cluster=1),
     Experiment("128/128: 64 rows", replace(SHIPPED, channels=128, values=128)),
+    Experiment("64/64: shipped", replace(WIDE, channels=64, values=64, cols=64)),
     Experiment("64/64: 64 rows", replace(SHIPPED, channels=64, values=64)),
     *(_separate(kind, *room) for kind in ("keys", "queries") for room in _NARROW),
 )

@@ -25,6 +25,7 @@ ALONE = replace(BOTH, cluster=1)
 KEYS = replace(BOTH, kind="kKeys")
 QUERIES = replace(BOTH, kind="kQueries", cols=48)
 GROUPS = Variant("kBoth", "kGroups", 256, 256, cluster=1)
+WIDE = Variant("kWide", "kTokenMajor", 128, 128, 48)
 
 VALUES, TOKENS = ("grad_value",), ("grad_query",)
 
@@ -56,15 +57,17 @@ def _equal(images: int, queries: int, keys: int = 0) -> Call:
 
 def _one_gradient_at_a_time(name: str, variant: Variant, tokens: int) -> tuple[Rung, ...]:
     """Return rungs of a consumer after the other, whose inputs name what was read."""
+    call = Call(1, tokens, 0, variant.channels, variant.values)
+    equal = replace(call, equal_weights=True)
     return (
-        Rung(f"{name}dV, equal weights", variant, _equal(1, tokens), wanted=VALUES),
-        Rung(f"{name}dV, which tokens", variant, Call(1, tokens), "tokens of values", VALUES),
-        Rung(f"{name}dV, which channels", variant, Call(1, tokens), "channels of values", VALUES),
-        Rung(f"{name}dV", variant, Call(1, tokens), wanted=VALUES),
-        Rung(f"{name}dX, equal weights", variant, _equal(1, tokens), wanted=TOKENS),
-        Rung(f"{name}dX, which tokens", variant, _equal(1, tokens), "tokens of keys", TOKENS),
-        Rung(f"{name}dX, which channels", variant, _equal(1, tokens), "channels of keys", TOKENS),
-        Rung(f"{name}dX", variant, Call(1, tokens), wanted=TOKENS),
+        Rung(f"{name}dV, equal weights", variant, equal, wanted=VALUES),
+        Rung(f"{name}dV, which tokens", variant, call, "tokens of values", VALUES),
+        Rung(f"{name}dV, which channels", variant, call, "channels of values", VALUES),
+        Rung(f"{name}dV", variant, call, wanted=VALUES),
+        Rung(f"{name}dX, equal weights", variant, equal, wanted=TOKENS),
+        Rung(f"{name}dX, which tokens", variant, equal, "tokens of keys", TOKENS),
+        Rung(f"{name}dX, which channels", variant, equal, "channels of keys", TOKENS),
+        Rung(f"{name}dX", variant, call, wanted=TOKENS),
     )
 
 
@@ -81,13 +84,14 @@ def _separate(name: str, variant: Variant, workers: int) -> tuple[Rung, ...]:
 
 
 def _narrow(kind: str, channels: int, values: int) -> Rung:
-    keys = 0 if kind == "kBoth" else 299
     variant = Variant(kind, "kTokenMajor", channels, values)
+    keys = 299 if variant.has_own_keys else 0
     return Rung(f"{kind}, {channels} x {values}", variant, Call(2, 300, keys, channels, values))
 
 
 _SEVEN = Call(1, 7 * TILE, whole_tiles=1)
 _ROOMS = ((64, 64), (128, 128), (128, 256))
+_OF_WIDE = Call(1, 7 * WIDE.cols, 0, 128, 128)
 _CELLS: Partition = (29, 2, 14, 1, 31, 3, 10, 1)
 _STRIDED: Partition = (32, 4, 1, 4, 40, 2, 1, 2)
 _ONE_GROUP: Partition = (8, 1, 8, 1, 8, 1, 8, 1)
@@ -118,6 +122,14 @@ RUNGS = (
     # Separate keys.
     *_separate("keys", KEYS, 3),
     *_separate("queries", QUERIES, 4),
+    # Blocks of 128 rows.
+    *_one_gradient_at_a_time("128 rows: ", replace(WIDE, cluster=1), WIDE.cols),
+    Rung("128 rows: seven steps", WIDE, replace(_OF_WIDE, whole_tiles=1), runs=3),
+    Rung("128 rows: last tiles in part", WIDE, Call(2, 301, 0, 72, 120)),
+    Rung("128 rows: tiles cut anywhere", WIDE, Call(2, 600, 0, 128, 128, workers=3), runs=3),
+    Rung(
+        "128 rows: 64 x 64", replace(WIDE, channels=64, values=64, cols=64), Call(2, 300, 0, 64, 64)
+    ),
     # Other tiles, and groups.
     *(_narrow(kind, *room) for kind in ("kBoth", "kKeys", "kQueries") for room in _ROOMS),
     Rung("groups: one, one step", GROUPS, Call(1, 64, partition=_ONE_GROUP)),
@@ -143,6 +155,7 @@ RUNGS = (
     # Whole maps.
     Rung("97 x 97", BOTH, Call(1, 97 * 97), runs=5),
     Rung("97 x 97, batch 2", BOTH, Call(2, 97 * 97), runs=5),
+    Rung("97 x 97, 128 rows", WIDE, Call(1, 97 * 97, 0, 128, 128), runs=5),
     Rung("97 x 97, keys", KEYS, Call(1, 97 * 97, 97 * 97), runs=5),
     Rung("97 x 97, queries", QUERIES, Call(1, 97 * 97, 97 * 97), runs=5),
     Rung("97 x 97, weights handed over", replace(BOTH, hands_weights=1), Call(1, 97 * 97), runs=5),

@@ -58,6 +58,7 @@ class Variant:
         products = {
             "kNumbers": 0,
             "kBoth": 2 * scores + 3 * values,
+            "kWide": 2 * scores + 3 * values,
             "kKeys": 2 * scores + 2 * values,
             "kQueries": 2 * scores + values,
         }
@@ -69,6 +70,7 @@ class Variant:
         made = {
             "kNumbers": (),
             "kBoth": ("grad_query", "grad_value"),
+            "kWide": ("grad_query", "grad_value"),
             "kKeys": (*of_keys, "grad_value"),
             "kQueries": ("grad_query",),
         }

@@ -10,18 +10,19 @@
 #include <vector>
 
 #include "oc_attention_hopper_bwd_launch.cuh"
+#include "oc_attention_hopper_bwd_wide.cuh"
 #include "variant_calls.h"
 
 // Pass, source, room for channels and values, rows that stream past in a step, blocks of a cluster,
 // whether weights are handed over, scores issued first, the product of keys issued first. The
-// shipped tiles first; kNumbers is the kernel before any pass, alone.
+// shipped tiles first; kNumbers is the kernel before any pass, alone, and kWide owns 128 rows.
 // clang-format off
 #define OCNET_HOPPER_BACKWARD_VARIANTS(VARIANT)            \
   VARIANT(kNumbers, kTokenMajor, 256, 256, 64, 2, 0, 0, 0) \
   VARIANT(kBoth, kTokenMajor, 256, 256, 64, 2, 0, 0, 0)    \
   VARIANT(kBoth, kTokenMajor, 128, 256, 64, 2, 0, 0, 0)    \
-  VARIANT(kBoth, kTokenMajor, 128, 128, 64, 2, 0, 0, 0)    \
-  VARIANT(kBoth, kTokenMajor, 64, 64, 64, 2, 0, 0, 0)      \
+  VARIANT(kWide, kTokenMajor, 128, 128, 48, 2, 0, 0, 0)    \
+  VARIANT(kWide, kTokenMajor, 64, 64, 64, 2, 0, 0, 0)      \
   VARIANT(kBoth, kGroups, 256, 256, 64, 1, 0, 0, 0)        \
   VARIANT(kBoth, kGroups, 128, 128, 64, 1, 0, 0, 0)        \
   VARIANT(kKeys, kTokenMajor, 256, 256, 64, 2, 0, 0, 0)    \
@@ -34,6 +35,9 @@
   VARIANT(kQueries, kTokenMajor, 128, 128, 64, 2, 0, 0, 0) \
   VARIANT(kQueries, kTokenMajor, 64, 64, 64, 2, 0, 0, 0)   \
   VARIANT(kQueries, kGroups, 256, 256, 48, 1, 0, 0, 0)     \
+  VARIANT(kBoth, kTokenMajor, 128, 128, 64, 2, 0, 0, 0)    \
+  VARIANT(kBoth, kTokenMajor, 64, 64, 64, 2, 0, 0, 0)      \
+  VARIANT(kWide, kTokenMajor, 128, 128, 48, 1, 0, 0, 0)    \
   VARIANT(kBoth, kTokenMajor, 256, 256, 64, 1, 0, 0, 0)    \
   VARIANT(kBoth, kTokenMajor, 256, 256, 64, 2, 1, 0, 0)    \
   VARIANT(kBoth, kTokenMajor, 256, 256, 64, 2, 0, 1, 0)    \
@@ -52,7 +56,7 @@
 namespace ocnet {
 namespace backward_variants {
 
-enum class Pass { kNumbers, kBoth, kKeys, kQueries };
+enum class Pass { kNumbers, kBoth, kWide, kKeys, kQueries };
 
 template <Pass kPass, HopperSource kSource, int kChannels, int kValues, int kCols>
 struct TileOf {
@@ -63,6 +67,12 @@ struct TileOf {
 template <HopperSource kSource, int kChannels, int kValues, int kCols>
 struct TileOf<Pass::kQueries, kSource, kChannels, kValues, kCols> {
   using type = HopperQueryTile<BFloat16, kChannels, kValues, kCols, kSource>;
+};
+
+template <HopperSource kSource, int kChannels, int kValues, int kCols>
+struct TileOf<Pass::kWide, kSource, kChannels, kValues, kCols> {
+  using type = HopperBwdWideTile<BFloat16, kChannels, kValues>;
+  static_assert(kSource == type::kSource && kCols == type::kCols, "it has one of each");
 };
 
 template <Pass kPass_, HopperSource kSource, int kChannels, int kValues, int kCols, int kCluster_,
@@ -156,6 +166,8 @@ template <typename Tile>
 HopperBwdPass<Tile> pass_of(const HopperBwdSlice<BFloat16>& slice, int most) {
   if constexpr (Tile::kPass == Pass::kQueries) {
     return queries_pass<Tile>(slice, most);
+  } else if constexpr (Tile::kPass == Pass::kWide) {
+    return keys_pass<Tile>(slice, most, &oc_attention_hopper_bwd_wide_kernel<Tile>);
   } else {
     return keys_pass<Tile>(slice, most, &oc_attention_hopper_bwd_kernel<Tile>);
   }
