@@ -33,7 +33,8 @@ struct alignas(Tile::kAsQuery ? 16 : 8) HopperBwdHanded {
 
   // Element `i` as a thread has them in its sums.
   OCNET_DEVICE float weight(int which, int i) const {
-    return unpack_weight<typename Tile::scalar_t>(pairs[which][i / 2], i);
+    using scalar_t = typename Tile::scalar_t;
+    return to_accumulator(scalar_t{static_cast<uint16_t>(pairs[which][i / 2] >> i % 2 * 16)});
   }
 };
 

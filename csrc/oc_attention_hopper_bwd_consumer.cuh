@@ -59,12 +59,6 @@ OCNET_DEVICE void pack_weights(uint32_t (&weights)[kColumns / 2][4],
   }
 }
 
-// A number of a packed pair.
-template <typename scalar_t>
-OCNET_DEVICE float unpack_weight(uint32_t pair, int i) {
-  return to_accumulator(scalar_t{static_cast<uint16_t>(pair >> i % 2 * 16)});
-}
-
 // The products of a warpgroup, of 64 rows and a tile of streamed rows. Tiles have channels side by
 // side; a tile of tokens is read along its channels by one product, along its tokens by another.
 template <typename Tile>

@@ -78,13 +78,12 @@ struct HopperBwdTile
 };
 
 // Shared keys, so few channels that a warpgroup has room for both gradients of its 64 rows: columns
-// are those for which registers are left, and scores are kept where they are.
+// are those for which registers are left.
 template <typename scalar_t, int kChannels, int kValues>
 struct HopperBwdWideTile : HopperBwdLayout<scalar_t, kChannels, kValues, kHopperRows,
                                            kChannels + kValues <= 128 ? 64 : 48, kHopperStages,
                                            true, 0, HopperSource::kTokenMajor> {
   static constexpr int kValueReaders = kHopperConsumers;
-  static constexpr bool kKeepsScores = kChannels + kValues <= 128;
 };
 
 }  // namespace ocnet

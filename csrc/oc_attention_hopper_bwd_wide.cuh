@@ -20,9 +20,6 @@ class HopperBwdWide : HopperBwdConsumer<Tile> {
   static constexpr int kCols = Tile::kCols;
   using Scores = float[kCols / 8][4];
   using Weights = uint32_t[kCols / 16][4];
-  // Whether there are registers for all three products of a step. If not, V_I dO_J^T takes the
-  // place of the scores, and G is made of P' as it is rounded for the sums of the values.
-  static constexpr bool kKeepsScores = Tile::kKeepsScores;
 
  public:
   using Base::Base;
@@ -109,8 +106,7 @@ class HopperBwdWide : HopperBwdConsumer<Tile> {
     const HopperBuffer grads = this->buffers.grads(this->step);
     this->wait(grads, this->step);
     const uint32_t own = ptx::opaque(this->own_rows());
-    Scores third;
-    Scores& as_key = kKeepsScores ? third : scores;  // V_I dO_J^T
+    Scores as_key;  // V_I dO_J^T
     ptx::hold_registers(flat(as_key));
     ptx::hold_registers(flat(value_sums));
     ptx::wgmma_fence();
@@ -121,11 +117,7 @@ class HopperBwdWide : HopperBwdConsumer<Tile> {
     ptx::hold_registers(flat(as_key));
     ptx::hold_registers(flat(value_sums));
     release<Tile::kCluster>(grads);
-    const auto weight = [&](int n, int i) {
-      if constexpr (kKeepsScores) return scores[n][i];
-      return unpack_weight<scalar_t>(weights[n / 2][n % 2 * 2 + i / 2], i);
-    };
-    add_as_key(as_query, as_key, weight, valid);
+    add_as_key(as_query, as_key, scores, valid);
     pack_weights<scalar_t>(gradients, as_query);
   }
 
@@ -149,8 +141,7 @@ class HopperBwdWide : HopperBwdConsumer<Tile> {
   }
 
   // G: adds P' (V_I dO_J^T - delta_J).
-  template <typename Weight>
-  OCNET_DEVICE void add_as_key(Scores& sums, const Scores& products, const Weight& weight,
+  OCNET_DEVICE void add_as_key(Scores& sums, const Scores& products, const Scores& weights,
                                int valid) const {
     const RowNumbers* const numbers = this->buffers.numbers(this->step);
     OCNET_UNROLL
@@ -158,7 +149,7 @@ class HopperBwdWide : HopperBwdConsumer<Tile> {
       OCNET_UNROLL
       for (int i = 0; i < 4; ++i) {
         const float delta = numbers[this->column(n) + i % 2].delta;
-        sums[n][i] = std::fma(weight(n, i) * Shift::kInverse, products[n][i] - delta, sums[n][i]);
+        sums[n][i] = std::fma(weights[n][i] * Shift::kInverse, products[n][i] - delta, sums[n][i]);
       }
     }
     if (valid < kCols) clear_columns(sums, valid);
