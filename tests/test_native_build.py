@@ -69,6 +69,20 @@ def test_a_failed_build_fits_one_screen(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert "OCNET_BUILD=none" in lines[-1]
 
 
+def test_builds_in_one_folder_wait_for_each_other(tmp_path: Path) -> None:
+    fcntl = pytest.importorskip("fcntl")
+    now = fcntl.LOCK_EX | fcntl.LOCK_NB
+    folder = tmp_path / "work"
+    with (
+        native_build.one_at_a_time(folder),
+        (folder / "lock").open() as another,
+        pytest.raises(BlockingIOError),
+    ):
+        fcntl.flock(another, now)
+    with (folder / "lock").open() as another:
+        fcntl.flock(another, now)
+
+
 def _library(half: str) -> Path:
     path = _extension._find(half)
     if path is None:

@@ -11,6 +11,8 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -185,24 +187,42 @@ def _cuda_include(tools: Toolchain) -> Path:
     return Path(str(tools.nvcc)).resolve().parent.parent / "include"
 
 
+@contextmanager
+def one_at_a_time(folder: Path) -> Iterator[None]:
+    """Wait until nobody else builds in a folder, which is made if need be.
+
+    Ninja does not: of two at once, one reads lists of headers that the other has taken away, and from
+    then on no change of a header compiles anything again.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if sys.platform == "win32":
+        yield
+        return
+    import fcntl
+
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # let go when the file is closed
+        yield
+
+
 def build(half: str, tools: Toolchain, target: Path) -> None:
     """Build one library into ``target`` (absolute), reusing what is up to date.
 
     Raises:
         BuildError: It failed; the text holds the compiler's last lines and what still works.
     """
-    WORK.mkdir(parents=True, exist_ok=True)
     target.parent.mkdir(parents=True, exist_ok=True)
     plan = WORK / f"{half}.ninja"
-    plan.write_text(_ninja_text(half, tools, target))
     jobs = ["-j", os.environ["MAX_JOBS"]] if "MAX_JOBS" in os.environ else []
-    done = subprocess.run(
-        [sys.executable, "-m", "ninja", "-C", str(WORK), "-f", plan.name, *jobs],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
+    with one_at_a_time(WORK):
+        plan.write_text(_ninja_text(half, tools, target))
+        done = subprocess.run(
+            [sys.executable, "-m", "ninja", "-C", str(WORK), "-f", plan.name, *jobs],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
     if done.returncode != 0:
         tail = "\n".join(done.stdout.splitlines()[-25:])
         raise BuildError(

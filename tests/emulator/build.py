@@ -20,7 +20,7 @@ from types import ModuleType
 
 import torch
 
-from tools.native_build import STABLE_API, find_torch
+from tools.native_build import STABLE_API, find_torch, one_at_a_time
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -124,8 +124,6 @@ def build() -> Path:
     """
     if sys.platform != "linux":
         raise UnavailableError("the emulator runs on Linux only")
-    import fcntl
-
     for package in ("pybind11", "ninja"):
         if importlib.util.find_spec(package) is None:
             raise UnavailableError(f"the emulator needs the package {package} to be built")
@@ -138,9 +136,7 @@ def build() -> Path:
     plan = _ninja_text(compiler, torch_folder)
     versions = "\n".join((compiler, macros, sys.version, str(torch_folder), torch.__version__))
     folder = WORK / hashlib.sha256(versions.encode()).hexdigest()[:16]
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # let go when the file is closed
+    with one_at_a_time(folder):
         (folder / "build.ninja").write_text(plan)
         jobs = ["-j", os.environ["MAX_JOBS"]] if "MAX_JOBS" in os.environ else []
         ninja = [sys.executable, "-m", "ninja", "-C", str(folder), *jobs]

@@ -6,7 +6,6 @@ the tests.
 """
 
 import ctypes
-import fcntl
 import hashlib
 import multiprocessing
 import os
@@ -20,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tools.native_build import find_toolchain
+from tools.native_build import find_toolchain, one_at_a_time
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -91,9 +90,7 @@ def build(source: Source = PROBES) -> tuple[Path, Path]:
     nvcc = find_nvcc()
     folder = source.work / _digest(nvcc, source)
     library, log = folder / f"{source.path.stem}.so", folder / "ptxas.txt"
-    source.work.mkdir(parents=True, exist_ok=True)
-    with (source.work / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # let go when the file is closed
+    with one_at_a_time(source.work):
         if not library.is_file():
             for old in source.work.glob("*/"):
                 shutil.rmtree(old)
