@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 NATIVE := $(wildcard csrc/*.* csrc/*/*.* csrc/*/*/*.*) setup.py tools/native_build.py
 CXX_FILES := $(foreach folder,csrc tests benchmarks,$(foreach end,h cpp cu cuh,'$(folder)/*.$(end)'))
 
-SIDE_BY_SIDE := -n auto --maxprocesses 8 --dist loadfile
+SIDE_BY_SIDE := -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 .PHONY: install demo test slow lint types format gpu-check gpu-pack gpu-visit doctor clean
 
@@ -16,7 +16,8 @@ install: $(READY)
 demo: $(READY)
 	$(BIN)/ocnet demo
 
-# Files of tests side by side, one for each processor: most of them keep one busy.
+# Files of tests side by side, one for each processor: most of them keep one busy. In their order, which
+# ends with short ones.
 test: $(READY)
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
 
