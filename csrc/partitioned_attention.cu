@@ -33,13 +33,7 @@ std::vector<ForwardTensors> forward_stages(const char* function, const TensorLis
                                            const TensorList& key, const TensorList& value,
                                            const TensorList& out, const TensorList& lse,
                                            const TensorList& residual) {
-  check_stage_count(function, query);
-  const size_t count = query.size();
-  check_list(function, "key", count, true, key);
-  check_list(function, "value", count, false, value);
-  check_list(function, "out", count, false, out);
-  check_list(function, "lse", count, false, lse);
-  check_list(function, "residual", count, true, residual);
+  const size_t count = check_forward_lists(function, query, key, value, out, lse, residual);
   std::vector<ForwardTensors> stages;
   for (size_t i = 0; i < count; ++i) {
     stages.push_back({query[i], stage_of(key, i), value[i], out[i], lse[i], stage_of(residual, i)});
@@ -54,17 +48,8 @@ std::vector<BackwardTensors> backward_stages(const char* function, const TensorL
                                              const TensorList& grad_query,
                                              const TensorList& grad_key,
                                              const TensorList& grad_value) {
-  check_stage_count(function, query);
-  const size_t count = query.size();
-  check_list(function, "grad_out", count, false, grad_out);
-  check_list(function, "key", count, true, key);
-  check_list(function, "value", count, false, value);
-  check_list(function, "out", count, false, out);
-  check_list(function, "lse", count, false, lse);
-  check_list(function, "residual", count, true, residual);
-  check_list(function, "grad_query", count, true, grad_query);
-  check_list(function, "grad_key", count, true, grad_key);
-  check_list(function, "grad_value", count, true, grad_value);
+  const size_t count = check_backward_lists(function, grad_out, query, key, value, out, lse,
+                                            residual, grad_query, grad_key, grad_value);
   std::vector<BackwardTensors> stages;
   for (size_t i = 0; i < count; ++i) {
     stages.push_back({grad_out[i], query[i], stage_of(key, i), value[i], out[i], lse[i],

@@ -32,6 +32,36 @@ inline void check_stage_count(const char* function, const TensorList& query) {
   }
 }
 
+// Check the lists of a call, and return how many stages it has.
+inline size_t check_forward_lists(const char* function, const TensorList& query,
+                                  const TensorList& key, const TensorList& value,
+                                  const TensorList& out, const TensorList& lse,
+                                  const TensorList& residual) {
+  check_stage_count(function, query);
+  const size_t count = query.size();
+  check_list(function, "key", count, true, key);
+  check_list(function, "value", count, false, value);
+  check_list(function, "out", count, false, out);
+  check_list(function, "lse", count, false, lse);
+  check_list(function, "residual", count, true, residual);
+  return count;
+}
+inline size_t check_backward_lists(const char* function, const TensorList& grad_out,
+                                   const TensorList& query, const TensorList& key,
+                                   const TensorList& value, const TensorList& out,
+                                   const TensorList& lse, const TensorList& residual,
+                                   const TensorList& grad_query, const TensorList& grad_key,
+                                   const TensorList& grad_value) {
+  check_stage_count(function, query);
+  const size_t count = query.size();
+  check_list(function, "grad_out", count, false, grad_out);
+  check_forward_lists(function, query, key, value, out, lse, residual);
+  check_list(function, "grad_query", count, true, grad_query);
+  check_list(function, "grad_key", count, true, grad_key);
+  check_list(function, "grad_value", count, true, grad_value);
+  return count;
+}
+
 inline std::optional<torch::stable::Tensor> stage_of(const TensorList& list, size_t stage) {
   return list.empty() ? std::nullopt : std::optional<torch::stable::Tensor>(list[stage]);
 }

@@ -36,13 +36,7 @@ void partitioned_attention_fwd(TensorList query, TensorList key, TensorList valu
                                std::vector<int64_t> partition, double scale, bool /*tf32*/,
                                TensorList out, TensorList lse, TensorList residual) {
   const char* const function = "partitioned_attention_fwd";
-  check_stage_count(function, query);
-  const size_t count = query.size();
-  check_list(function, "key", count, true, key);
-  check_list(function, "value", count, false, value);
-  check_list(function, "out", count, false, out);
-  check_list(function, "lse", count, false, lse);
-  check_list(function, "residual", count, true, residual);
+  const size_t count = check_forward_lists(function, query, key, value, out, lse, residual);
   std::vector<cpu::ForwardTensors> stages;
   for (size_t stage = 0; stage < count; ++stage) {
     stages.push_back({query[stage], stage_of(key, stage), value[stage], scale, out[stage],
@@ -58,17 +52,8 @@ void partitioned_attention_bwd(TensorList grad_out, TensorList query, TensorList
                                bool /*tf32*/, TensorList grad_query, TensorList grad_key,
                                TensorList grad_value) {
   const char* const function = "partitioned_attention_bwd";
-  check_stage_count(function, query);
-  const size_t count = query.size();
-  check_list(function, "grad_out", count, false, grad_out);
-  check_list(function, "key", count, true, key);
-  check_list(function, "value", count, false, value);
-  check_list(function, "out", count, false, out);
-  check_list(function, "lse", count, false, lse);
-  check_list(function, "residual", count, true, residual);
-  check_list(function, "grad_query", count, true, grad_query);
-  check_list(function, "grad_key", count, true, grad_key);
-  check_list(function, "grad_value", count, true, grad_value);
+  const size_t count = check_backward_lists(function, grad_out, query, key, value, out, lse,
+                                            residual, grad_query, grad_key, grad_value);
   std::vector<cpu::BackwardTensors> stages;
   for (size_t stage = 0; stage < count; ++stage) {
     stages.push_back({grad_out[stage], query[stage], stage_of(key, stage), value[stage], out[stage],
