@@ -45,20 +45,6 @@ OCNET_DEVICE void add_rows(float (&sums)[kColumns][4], const GroupMatrix<float>&
   }
 }
 
-// Scores as registers of an operand: words of 16 columns a step, pairs of columns in each.
-template <typename scalar_t, int kColumns>
-OCNET_DEVICE void pack_weights(uint32_t (&weights)[kColumns / 2][4],
-                               const float (&scores)[kColumns][4]) {
-  OCNET_UNROLL
-  for (int i = 0; i < kColumns / 2; ++i) {
-    OCNET_UNROLL
-    for (int word = 0; word < 4; ++word) {
-      const float (&four)[4] = scores[2 * i + word / 2];
-      weights[i][word] = ptx::pack_pair(four[word % 2 * 2], four[word % 2 * 2 + 1], scalar_t{});
-    }
-  }
-}
-
 // The products of a warpgroup, of 64 rows and a tile of streamed rows. Tiles have channels side by
 // side; a tile of tokens is read along its channels by one product, along its tokens by another.
 template <typename Tile>

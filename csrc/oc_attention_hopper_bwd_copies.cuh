@@ -239,25 +239,18 @@ class EngineBwdCopies {
 // Copies by the threads of the producer's warpgroup, of groups of pixels. One buffer at a time:
 // consumers get it before anything waits for room.
 template <typename Tile>
-class ThreadBwdCopier {
+class ThreadBwdCopier : public GroupCopier {
   using scalar_t = typename Tile::scalar_t;
 
  public:
-  static constexpr bool kByOneThread = false;
-
   OCNET_DEVICE explicit ThreadBwdCopier(const HopperBwdParams<Tile>& params)
       : stages_(params.stages) {}
-  OCNET_DEVICE void begin(const HopperTask& task, const Family& family) {
-    task_ = &task;
-    family_ = &family;
-  }
   // Consumers get what was copied last, once it has come.
   OCNET_DEVICE void hand_over() {
     if (pending_ == 0) return;
     ptx::copy_async_commit();
     ptx::copy_async_wait<0>();
-    hand_over_copies(pending_);
-    pending_ = 0;
+    pass_on();
   }
 
  protected:
@@ -287,17 +280,8 @@ class ThreadBwdCopier {
                             valid ? kBytes : 0);
   }
 
-  const Family* family_ = nullptr;
-  uint32_t pending_ = 0;  // the mbarrier of the copies under way
-
  private:
-  OCNET_DEVICE GroupMatrix<const scalar_t> rows_of(const TokenMatrix<const scalar_t>& maps,
-                                                   int tokens) const {
-    return {span_of(maps, *task_, *family_, tokens), family_->steps};
-  }
-
   const HopperBwdStage<scalar_t>* const stages_;
-  const HopperTask* task_ = nullptr;
 };
 
 template <typename Tile>

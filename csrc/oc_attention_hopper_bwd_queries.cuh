@@ -12,7 +12,7 @@
 namespace ocnet {
 
 template <typename scalar_t_, int kChannels_, int kValues_, int kCols_, HopperSource kSource_>
-struct HopperQueryTile {
+struct HopperQueryTile : HopperSharing<kSource_> {
   using scalar_t = scalar_t_;
   static constexpr int kChannels = kChannels_;
   static constexpr int kValues = kValues_;
@@ -20,10 +20,6 @@ struct HopperQueryTile {
   static constexpr int kRows = kHopperRows;
   static constexpr int kConsumers = kHopperConsumers;
   static constexpr int kStages = kHopperStages;
-  static constexpr HopperSource kSource = kSource_;
-  static constexpr int kCluster = kSource == HopperSource::kGroups ? 1 : 2;
-  static constexpr int kProducerRegisters = kSource == HopperSource::kGroups ? 56 : 40;
-  static constexpr int kConsumerRegisters = kSource == HopperSource::kGroups ? 224 : 232;
 
   static constexpr int kBytes = static_cast<int>(sizeof(scalar_t));
   static constexpr int kLine = kLineBytes / kBytes;

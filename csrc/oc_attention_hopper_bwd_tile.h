@@ -22,7 +22,7 @@ enum class HopperRole { kBoth, kKeys };
 // have room for, zero past the last one.
 template <typename scalar_t_, int kChannels_, int kValues_, int kRows_, int kCols_, int kStages_,
           bool kAsQuery_, int kScoreBytes, HopperSource kSource_>
-struct HopperBwdLayout {
+struct HopperBwdLayout : HopperSharing<kSource_> {
   using scalar_t = scalar_t_;
   static constexpr int kChannels = kChannels_;
   static constexpr int kValues = kValues_;
@@ -30,11 +30,6 @@ struct HopperBwdLayout {
   static constexpr int kCols = kCols_;
   static constexpr int kStages = kStages_;
   static constexpr bool kAsQuery = kAsQuery_;
-  static constexpr HopperSource kSource = kSource_;
-  // Blocks that read the same streamed rows, a half each.
-  static constexpr int kCluster = kSource == HopperSource::kGroups ? 1 : 2;
-  static constexpr int kProducerRegisters = kSource == HopperSource::kGroups ? 56 : 40;
-  static constexpr int kConsumerRegisters = kSource == HopperSource::kGroups ? 224 : 232;
 
   static constexpr int kBytes = static_cast<int>(sizeof(scalar_t));
   static constexpr int kLine = kLineBytes / kBytes;  // elements
@@ -61,8 +56,8 @@ struct HopperBwdLayout {
   static constexpr int kSharedBytes = kTaskStart + 2 * kHopperTaskBytes;
 
   static_assert(kChannels % kLine == 0 && kValues % kLine == 0, "tiles are made of whole lines");
-  static_assert(kTokenBytes % (1024 * kCluster) == 0 && kValueBytes % (1024 * kCluster) == 0 &&
-                    kCols % 16 == 0,
+  static constexpr int kAtoms = 1024 * HopperBwdLayout::kCluster;
+  static_assert(kTokenBytes % kAtoms == 0 && kValueBytes % kAtoms == 0 && kCols % 16 == 0,
                 "every box starts with an atom of the swizzle");
   static_assert(kSharedBytes <= 232448, "what a block may have on sm_90");
 };

@@ -3,6 +3,7 @@
 // a block's warpgroups, and what a consumer does besides its products. No torch headers.
 #pragma once
 
+#include "common/ptx/arithmetic.cuh"
 #include "common/ptx/dependent_launch.cuh"
 #include "common/ptx/registers.cuh"
 #include "oc_attention_combine.cuh"
@@ -18,6 +19,20 @@ namespace ocnet {
 template <int kColumns>
 OCNET_DEVICE float (&flat(float (&rows)[kColumns][4]))
     [kColumns * 4] { return reinterpret_cast<float (&)[kColumns * 4]>(rows); }
+
+// Scores as registers of an operand: words of 16 columns a step, pairs of columns in each.
+template <typename scalar_t, int kColumns>
+OCNET_DEVICE void pack_weights(uint32_t (&weights)[kColumns / 2][4],
+                               const float (&scores)[kColumns][4]) {
+  OCNET_UNROLL
+  for (int i = 0; i < kColumns / 2; ++i) {
+    OCNET_UNROLL
+    for (int word = 0; word < 4; ++word) {
+      const float (&four)[4] = scores[2 * i + word / 2];
+      weights[i][word] = ptx::pack_pair(four[word % 2 * 2], four[word % 2 * 2 + 1], scalar_t{});
+    }
+  }
+}
 
 // Tells every producer that fills this buffer that this warp has read it.
 template <int kBlocks>

@@ -232,23 +232,44 @@ OCNET_DEVICE void hand_over_copies(uint32_t full) {
   if (device::lane_index() == 0) ptx::mbarrier_arrive(full);
 }
 
-// Copies by the threads of the producer's warpgroup, of any tokens whose channels lie side by side:
-// groups of pixels need no gathering. A buffer is handed over one copy later, when its own has
-// come.
-template <typename Tile>
-class ThreadCopies {
-  using scalar_t = typename Tile::scalar_t;
-
+// Where threads that copy groups of pixels are, and the buffer that they have not handed over.
+class GroupCopier {
  public:
   static constexpr bool kByOneThread = false;
-
-  OCNET_DEVICE explicit ThreadCopies(const HopperFwdParams<scalar_t>& params)
-      : stages_(params.stages) {}
 
   OCNET_DEVICE void begin(const HopperTask& task, const Family& family) {
     task_ = &task;
     family_ = &family;
   }
+
+ protected:
+  template <typename scalar_t>
+  OCNET_DEVICE GroupMatrix<const scalar_t> rows_of(const TokenMatrix<const scalar_t>& maps,
+                                                   int tokens) const {
+    return {span_of(maps, *task_, *family_, tokens), family_->steps};
+  }
+  // Once its copies have come.
+  OCNET_DEVICE void pass_on() {
+    if (pending_ != 0) hand_over_copies(pending_);
+    pending_ = 0;
+  }
+
+  const HopperTask* task_ = nullptr;
+  const Family* family_ = nullptr;
+  uint32_t pending_ = 0;  // the mbarrier of the copy before
+};
+
+// Copies by the threads of the producer's warpgroup, of any tokens whose channels lie side by side:
+// groups of pixels need no gathering. A buffer is handed over one copy later, when its own has
+// come.
+template <typename Tile>
+class ThreadCopies : public GroupCopier {
+  using scalar_t = typename Tile::scalar_t;
+
+ public:
+  OCNET_DEVICE explicit ThreadCopies(const HopperFwdParams<scalar_t>& params)
+      : stages_(params.stages) {}
+
   OCNET_DEVICE void query(const HopperBuffer& to, int first_token) {
     copy<kHopperRows, Tile::kChannels>(to, stages_[family_->stage].query, family_->owned,
                                        first_token, 0);
@@ -264,29 +285,21 @@ class ThreadCopies {
   OCNET_DEVICE void make_way() const {}
   OCNET_DEVICE void end() {
     ptx::copy_async_wait<0>();
-    hand_over();
+    pass_on();
   }
 
  private:
   template <int kTokens, int kChannels>
   OCNET_DEVICE void copy(const HopperBuffer& to, const TokenMatrix<const scalar_t>& maps,
                          int tokens, int first_token, int first_channel) {
-    const GroupMatrix<const scalar_t> rows(span_of(maps, *task_, *family_, tokens), family_->steps);
-    copy_rows<kTokens, kChannels>(to.data, rows, first_token, first_channel);
+    copy_rows<kTokens, kChannels>(to.data, rows_of(maps, tokens), first_token, first_channel);
     ptx::copy_async_commit();
     ptx::copy_async_wait<1>();
-    hand_over();
+    pass_on();
     pending_ = to.full;
-  }
-  OCNET_DEVICE void hand_over() {
-    if (pending_ != 0) hand_over_copies(pending_);
-    pending_ = 0;
   }
 
   const FwdStage<scalar_t>* const stages_;
-  const HopperTask* task_ = nullptr;
-  const Family* family_ = nullptr;
-  uint32_t pending_ = 0;  // the mbarrier of the copy before
 };
 
 }  // namespace ocnet

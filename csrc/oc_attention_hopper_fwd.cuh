@@ -74,17 +74,6 @@ struct HopperProducts {
     }
     ptx::wgmma_commit();
   }
-  OCNET_DEVICE static void pack(uint32_t (&weights)[Tile::kCols / kDepth][4],
-                                const float (&scores)[Tile::kCols / 8][4]) {
-    OCNET_UNROLL
-    for (int i = 0; i < Tile::kCols / kDepth; ++i) {
-      OCNET_UNROLL
-      for (int word = 0; word < 4; ++word) {
-        const float (&pair)[4] = scores[2 * i + word / 2];
-        weights[i][word] = ptx::pack_pair(pair[word % 2 * 2], pair[word % 2 * 2 + 1], scalar_t{});
-      }
-    }
-  }
 };
 
 template <typename Tile>
@@ -159,7 +148,7 @@ class HopperConsumer : public HopperConsumerOf<Tile, HopperConsumer<Tile>> {
  private:
   OCNET_DEVICE static void pack(SoftmaxRows& softmax, uint32_t (&weights)[kCols / 16][4],
                                 const float (&scores)[kCols / 8][4]) {
-    Products::pack(weights, scores);
+    pack_weights<scalar_t>(weights, scores);
     softmax.template count_packed<scalar_t>(weights);
   }
 };

@@ -26,6 +26,19 @@ enum class HopperSource {
   kGroups,        // threads, any tokens whose channels are side by side
 };
 
+// How blocks of 16-bit tiles share the work, by who brings tiles.
+template <HopperSource kSource_>
+struct HopperSharing {
+  static constexpr HopperSource kSource = kSource_;
+  // Blocks of a cluster read the same streamed rows: each fetches half of a tile, for both. At 256
+  // channels one block alone would ask more of L2 than it delivers.
+  static constexpr int kCluster = kSource == HopperSource::kGroups ? 1 : 2;
+  // Registers of a thread. A producer that computes addresses needs more of them, and its consumers
+  // have less to hold.
+  static constexpr int kProducerRegisters = kSource == HopperSource::kGroups ? 56 : 40;
+  static constexpr int kConsumerRegisters = kSource == HopperSource::kGroups ? 224 : 232;
+};
+
 // What tiles of all dtypes have: consumer warpgroups, room for channels and values, keys of a step,
 // buffers of keys and of values. A number takes kNumberBytes.
 template <int kConsumers_, int kChannels_, int kValues_, int kCols_, int kStages_, int kNumberBytes>
@@ -52,24 +65,16 @@ struct HopperLayout {
 // Channels and values are those that tiles have room for, zero past the last one.
 template <typename scalar_t_, int kChannels_, int kValues_, int kCols_, HopperSource kSource_>
 struct HopperTile : HopperLayout<kHopperConsumers, kChannels_, kValues_, kCols_, kHopperStages,
-                                 static_cast<int>(sizeof(scalar_t_))> {
+                                 static_cast<int>(sizeof(scalar_t_))>,
+                    HopperSharing<kSource_> {
   using scalar_t = scalar_t_;
-  static constexpr HopperSource kSource = kSource_;
-  // Blocks of a cluster read the same keys and values: each fetches half of a tile, for both. At
-  // 256 channels one block alone would ask more of L2 than it delivers.
-  static constexpr int kCluster = kSource == HopperSource::kGroups ? 1 : 2;
-
-  // Registers of a thread. A producer that computes addresses needs more of them, and its consumers
-  // have fewer keys to hold.
-  static constexpr int kProducerRegisters = kSource == HopperSource::kGroups ? 56 : 40;
-  static constexpr int kConsumerRegisters = kSource == HopperSource::kGroups ? 224 : 232;
-
   static constexpr int kLine = kLineBytes / static_cast<int>(sizeof(scalar_t));  // elements
 
   static_assert(kChannels_ % kLine == 0 && kValues_ % kLine == 0, "tiles are made of whole lines");
-  static_assert(HopperTile::kKeyBytes % (1024 * kCluster) == 0 && kCols_ % (8 * kCluster) == 0,
+  static_assert(HopperTile::kKeyBytes % (1024 * HopperTile::kCluster) == 0 &&
+                    kCols_ % (8 * HopperTile::kCluster) == 0,
                 "every box starts with an atom of the swizzle");
-  static_assert(kSource != HopperSource::kChannelMajor || kCols_ % kLine == 0,
+  static_assert(kSource_ != HopperSource::kChannelMajor || kCols_ % kLine == 0,
                 "a line is made of tokens");
 };
 
