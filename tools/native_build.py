@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """What can be built here, and how: toolchain discovery and the ninja file of the native libraries.
 
-Used by ``setup.py`` only. Knows nothing of Python headers: the libraries contain no Python.
+Used by ``setup.py``, and where tests build. Knows nothing of Python headers: the libraries contain no Python.
 """
 
 import importlib.util
