@@ -165,6 +165,7 @@ def test_explain() -> None:
     [
         (257, 8, HALF, "up to 256 channels of queries and 512 of values, not E=257, Ev=8"),
         (513, 8, HALF, "up to 512 channels"),
+        (8, 8, torch.float32, "no 8-bit products of torch.float32"),
         (8, 8, torch.float64, "no 8-bit products of torch.float64"),
     ],
 )

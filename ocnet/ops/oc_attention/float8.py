@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 
 from ocnet.ops._backends import Backends, Support
+from ocnet.ops._hopper import NARROW
 from ocnet.ops._layout import empty_map, tokens
 from ocnet.ops._registration import register_autocast
 from ocnet.ops.oc_attention import float8_cuda, float8_reference
 from ocnet.ops.oc_attention.autograd import scale_of
 from ocnet.ops.oc_attention.problem import Float8Call, Problem
 
-DTYPES = (torch.bfloat16, torch.float16)
+DTYPES = NARROW
 
 
 class Float8Backend(Protocol):

@@ -15,7 +15,7 @@ def _refuse(problem: Problem, device_type: str) -> Support | None:
     refusal = refuse_common(problem, device_type)
     if refusal is not None:
         return refusal
-    if problem.dtype not in _hopper.DTYPES:
+    if problem.dtype not in _hopper.NARROW:
         return Support(False, f"it has no 8-bit products of {problem.dtype}")
     if problem.E > _hopper.MAX_CHANNELS or problem.Ev > _hopper.MAX_VALUES:
         return Support(
